@@ -1,0 +1,2 @@
+//! cpr-load
+fn main() {}

@@ -1,0 +1,2 @@
+//! cpr-save
+fn main() {}

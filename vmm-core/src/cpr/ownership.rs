@@ -1,0 +1,1 @@
+//! Ownership of a guest between two processes.

@@ -1,0 +1,102 @@
+//! The devices a guest lives with: one folder a device, the same file names in each.
+//!
+//! 1. A device knows nothing of modes: it can stop, save itself, rebuild itself from state and kept descriptors, go on,
+//!    and say what blocks it.
+//! 2. Between [`Device::quiesce`] and [`Device::resume`] a device takes nothing from outside and gives nothing out.
+//! 3. `device.rs` is the device, `state.rs` its wire form.
+
+pub mod chardev;
+pub mod i8042;
+pub mod pm;
+pub mod rtc;
+pub mod serial;
+
+use std::sync::Arc;
+
+use crate::cpr::Mode;
+use crate::cpr::blockers::Blocker;
+use crate::cpr::fds::{FdError, FdTable};
+use crate::cpr::format::{FormatError, StateReader, StateWriter};
+
+/// Why a device could not be made, stopped, saved or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A system call failed.
+    #[error("{device}: {doing}: {source}")]
+    Io {
+        /// The device's id.
+        device: String,
+        /// What was being done, to what.
+        doing: String,
+        /// What the kernel answered.
+        source: std::io::Error,
+    },
+    /// The saved state holds something that the device cannot be in.
+    #[error("{device}: saved state is not possible: {found}; expected {expected}")]
+    State {
+        /// The device's id.
+        device: String,
+        /// What the state says.
+        found: String,
+        /// What it may say.
+        expected: String,
+    },
+    /// A section of the state could not be read.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// A named descriptor is missing or not what it claims to be.
+    #[error(transparent)]
+    Fd(#[from] FdError),
+}
+
+/// An interrupt line of the machine, as a device sees it.
+///
+/// Setting it is synchronous: when `set` returns, the interrupt chips have seen the level, so a stopped machine has no
+/// interrupt in flight.
+pub trait IrqLine: Send + Sync {
+    /// Drives the line high or low. An edge is high, then low.
+    fn set(&self, high: bool);
+}
+
+/// What a guest asks of the machine by writing to a register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestRequest {
+    /// ACPI S5.
+    PowerOff,
+    /// Reset register, keyboard controller or triple fault.
+    Reset,
+}
+
+/// Where a device sends a [`GuestRequest`]. Called on a vCPU thread: must not wait for the vCPU to stop.
+pub type RequestSink = Arc<dyn Fn(GuestRequest) + Send + Sync>;
+
+/// What the machine does with every device.
+pub trait Device: Send + Sync {
+    /// The device's id, unique in the machine and stable across versions (`serial0`, `rtc`, `pm`).
+    fn id(&self) -> &'static str;
+
+    /// Stops taking input from and giving output to the outside. All vCPUs are stopped. Bounded; after an error the
+    /// device is as if it had not been asked.
+    fn quiesce(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Goes on after [`Self::quiesce`] or after [`Self::load`].
+    fn resume(&self) {}
+
+    /// Writes the device's sections. Called between `quiesce` and `resume`.
+    fn save(&self, out: &mut StateWriter) -> Result<(), DeviceError>;
+
+    /// Reads the device's sections into a device fresh from its constructor. The interrupt chips are already loaded.
+    fn load(&self, state: &mut StateReader) -> Result<(), DeviceError>;
+
+    /// Registers (duplicates of) the descriptors that must stay open over a handover in this mode.
+    fn descriptors(&self, _mode: Mode, _fds: &mut FdTable) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// What stands in the way of a handover in this mode.
+    fn blockers(&self, _mode: Mode) -> Vec<Blocker> {
+        Vec::new()
+    }
+}
