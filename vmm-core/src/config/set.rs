@@ -21,7 +21,7 @@ pub(super) fn apply(config: &mut MachineConfig, assignment: &str) -> Result<(), 
         },
         "serial" => config.serial = value.parse()?,
         "cpu.mask" => {
-            config.cpu.mask = value.split(',').filter(|f| !f.is_empty()).map(str::to_owned).collect()
+            config.cpu.mask = value.split(',').filter(|f| !f.is_empty()).map(str::to_owned).collect();
         }
         "name" => config.name = value.into(),
         _ => return Err(refused(SETTABLE)),
