@@ -1,7 +1,5 @@
 //! Faulting in what is already there, outside the downtime.
 
-#![allow(unsafe_code, reason = "wraps madvise")]
-
 use std::ffi::c_void;
 use std::fs::File;
 use std::ptr::NonNull;

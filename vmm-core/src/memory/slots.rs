@@ -1,7 +1,5 @@
 //! KVM's memory slots.
 
-#![allow(unsafe_code, reason = "wraps KVM_SET_USER_MEMORY_REGION")]
-
 use std::io;
 use std::ops::Range;
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cpr::format::{Section, SectionKind};
+
 /// The kinds of RAM block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RamKind {
@@ -36,4 +38,10 @@ pub struct RamBlockState {
     pub path: Option<PathBuf>,
     /// A ROM's contents, where its descriptor does not travel; empty elsewhere.
     pub image: Vec<u8>,
+}
+
+impl Section for RamBlockState {
+    const KIND: SectionKind = SectionKind::Ram;
+    const VERSION: u16 = 1;
+    const OLDEST: u16 = 1;
 }
