@@ -1,13 +1,19 @@
-//! What is x86's: what the guest is shown of the processor, its model-specific registers, interrupt chips and clocks.
+//! What is x86 about the machine.
 //!
-//! 1. [`caps`] knows what this host's KVM can do, and what was switched on in a VM.
-//! 2. [`cpuid`] decides what the guest is shown at a cold boot; a load restores it verbatim, or refuses by name.
-//! 3. [`clock`] keeps the guest's clocks in step with the host's over a handover.
+//! 1. A guest keeps what it was shown: CPUID, the TSC's rate and VM capabilities are decided once, at its cold boot
+//!    ([`platform`]), and restored verbatim. A host that lacks any of it refuses, by name.
+//! 2. Time goes on: no clock of the guest steps back over a handover, and none stands still ([`clock`]).
+//! 3. [`layout`] says where things are; [`boot`] puts a kernel there and [`acpi`] describes the machine to it.
+//! 4. [`caps`] is the host's KVM, [`cpuid`] and [`features`] what is shown and how it is called, [`msr`] the registers
+//!    that are saved one by one, [`irqchip`] the interrupt chips and the PIT.
 
+pub mod acpi;
+pub mod boot;
 pub mod caps;
 pub mod clock;
 pub mod cpuid;
 pub mod features;
 pub mod irqchip;
+pub mod layout;
 pub mod msr;
 pub mod platform;
