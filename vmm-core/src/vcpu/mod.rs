@@ -9,4 +9,3 @@ pub mod load;
 pub mod plan;
 pub mod save;
 pub mod state;
-pub(crate) mod wire;
