@@ -11,5 +11,6 @@ pub mod load;
 pub mod plan;
 pub mod save;
 pub mod state;
+#[cfg(test)]
+mod tests;
 pub mod thread;
-pub(crate) mod wire;
