@@ -1,5 +1,4 @@
 //! A machine of this tier: a VM with interrupt chips, 64 KiB of RAM, and vCPUs that the test runs by hand.
-#![expect(clippy::unwrap_used, reason = "a test's machine: what fails, fails the test")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
