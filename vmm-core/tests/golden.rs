@@ -3,8 +3,10 @@
 //! One file in `golden/` for each released version of the format or of a section; none is ever written again.
 //! A new one is added to [`FILES`] and made by `cargo test -p vmm-core --test golden -- --ignored`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use vmm_core::config::Uuid;
@@ -12,8 +14,11 @@ use vmm_core::cpr::Mode;
 use vmm_core::cpr::format::{FORMAT_VERSION, HeaderInfo, StateReader, StateWriter, Versions, inspect};
 use vmm_core::cpr::reboot::stamp::RamStamp;
 
-/// A golden file: its name, and what writes it today.
-const FILES: [(&str, fn() -> Vec<u8>); 1] = [("format-1.state", format_1)];
+/// What writes the state of a golden file today.
+type Write = fn() -> Vec<u8>;
+
+/// The golden files.
+const FILES: [(&str, Write); 1] = [("format-1.state", format_1)];
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -34,7 +39,11 @@ fn header() -> HeaderInfo {
 }
 
 fn ram_stamp() -> RamStamp {
-    RamStamp { uuid: header().guest_uuid.0, generation: 0x0123_4567_89ab_cdef << 64 | 42, ram_size: 1 << 30 }
+    RamStamp {
+        uuid: header().guest_uuid.0,
+        generation: 0x0123_4567_89ab_cdef << 64 | 0x2a,
+        ram_size: 1 << 30,
+    }
 }
 
 fn format_1() -> Vec<u8> {
