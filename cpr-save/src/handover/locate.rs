@@ -71,8 +71,11 @@ fn ask(vm: &Path, threads: &[i32], deadline: Instant) -> Result<(Guest, bool, Ru
     let mut guest = Guest::try_connect(vm, deadline.saturating_duration_since(Instant::now()))?;
     let state = settled(&mut guest)?;
     let done = match guest.migration()?.status {
-        MigrationStatus::Completed => true,
-        MigrationStatus::None => !guest.threads()?.iter().any(|thread| threads.contains(thread)),
+        MigrationStatus::Completed if state == RunState::Postmigrate => true,
+        // A VMM that took a guest in says completed too: that one, or an earlier one.
+        MigrationStatus::Completed | MigrationStatus::None => {
+            !guest.threads()?.iter().any(|thread| threads.contains(thread))
+        }
         _ => false,
     };
     Ok((guest, done, state))

@@ -138,3 +138,26 @@ fn a_client_that_has_said_all_is_still_answered() {
     assert_eq!(client.line()["return"]["name"], "web");
     running.wait_clients(0);
 }
+
+#[test]
+fn another_user_is_refused_even_if_the_file_lets_it_in() {
+    use std::os::unix::fs::PermissionsExt;
+
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    let running = Running::new();
+    for path in [running.path.parent().unwrap(), running.path.as_path()] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let path = running.path.clone();
+    let stranger = std::thread::spawn(move || {
+        // SAFETY: the raw system call takes numbers only, and changes this thread's user alone.
+        let result = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
+        assert_eq!(result, 0);
+        Client::connect(&path).map(drop)
+    });
+    assert!(matches!(stranger.join().unwrap(), Err(crate::monitor::client::ClientError::Closed)));
+    running.client();
+}
