@@ -166,9 +166,9 @@ impl Inner {
 
     fn write(&mut self, register: u8, value: u8) {
         self.set(register, value);
-        let sent = std::mem::take(self.uart.writer_mut());
-        if !sent.is_empty() {
-            self.chardev.write(&sent);
+        if !self.uart.writer().is_empty() {
+            self.chardev.write(self.uart.writer());
+            self.uart.writer_mut().clear();
             self.throttled |= !self.chardev.room();
         }
         if register == MODEM_CONTROL && self.waiting {
@@ -242,7 +242,10 @@ impl Device for Serial {
         Ok(())
     }
 
-    fn descriptors(&self, _mode: Mode, fds: &mut FdTable) -> Result<(), DeviceError> {
-        Ok(self.lock().chardev.register(fds)?)
+    fn descriptors(&self, mode: Mode, fds: &mut FdTable) -> Result<(), DeviceError> {
+        match mode {
+            Mode::CprTransfer | Mode::CprExec => Ok(self.lock().chardev.register(fds)?),
+            Mode::CprReboot => Ok(()),
+        }
     }
 }
