@@ -6,7 +6,7 @@
 /// The status page.
 pub const STATUS: u64 = 0x8000;
 /// First word of the status page once the tables stand.
-pub const MAGIC: u64 = 0x5453_4555_5547_5243;
+pub const MAGIC: u64 = 0x5453_4555_4752_5043;
 /// Offset in the status page: `u32`, vCPUs that came up.
 pub const ONLINE: u64 = 8;
 /// Offset in the status page: `u32`, what the patterns guest really holds here.
@@ -33,6 +33,16 @@ pub const GAP: u64 = 0x20;
 pub const SWEEPS: u64 = 0x28;
 /// Offset in an area: `u64`, what was found where something is wrong.
 pub const FOUND: u64 = 0x30;
+
+/// Offset in an area: `u32`s, what the debug registers must hold, by their number.
+pub const DEBUG_REGISTERS: u64 = 0x100;
+/// Offset in an area: the XSAVE image that the floating-point state must equal.
+pub const FPU_WANTED: u64 = 0x400;
+
+/// RAM that the first vCPU of a patterns guest holds a pattern in; the next ones' follow.
+pub const RAMS: u64 = 0x10_0000;
+/// Bytes of it for each vCPU.
+pub const RAM_SIZE: u64 = 0x1_0000;
 
 /// The area of the `index`th vCPU.
 pub const fn area(index: u64) -> u64 {

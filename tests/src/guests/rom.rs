@@ -2,15 +2,21 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use super::layout;
+use crate::harness::bare::BareMachine;
 
 core::arch::global_asm!(
     include_str!("asm/start.s"),
+    include_str!("asm/patterns.s"),
     include_str!("asm/work.s"),
     STATUS = const layout::STATUS,
     AREAS = const layout::AREAS,
     AREA_SIZE = const layout::AREA_SIZE,
+    RAMS = const layout::RAMS,
+    RAM_SIZE = const layout::RAM_SIZE,
     options(att_syntax)
 );
 
@@ -76,7 +82,9 @@ impl Hold {
     pub const MSRS: Self = Self(8);
     /// A periodic LAPIC timer.
     pub const TIMER: Self = Self(16);
-    /// All of them, where the vCPU has them.
+    /// A LAPIC timer in TSC-deadline mode, in place of the periodic one.
+    pub const DEADLINE: Self = Self(32);
+    /// All that go together, where the vCPU has them.
     pub const ALL: Self = Self(31);
 }
 
@@ -95,6 +103,11 @@ impl Guest {
     /// A guest that holds everything it can.
     pub const fn new(work: Work, mode: Mode) -> Self {
         Self { work, mode, hold: Hold::ALL }
+    }
+
+    /// A guest that holds patterns: all that this machine's KVM can hold.
+    pub fn patterns(mode: Mode) -> Self {
+        Self { hold: possible(), ..Self::new(Work::Patterns, mode) }
     }
 
     /// The ROM image.
@@ -123,4 +136,24 @@ impl Guest {
         std::fs::write(&path, self.image())?;
         Ok(path)
     }
+}
+
+/// What this machine's KVM can run of [`Hold::ALL`]. One that interprets the guest's code may know no XSAVE.
+fn possible() -> Hold {
+    static POSSIBLE: OnceLock<Hold> = OnceLock::new();
+    *POSSIBLE.get_or_init(|| {
+        let guest = Guest { work: Work::Patterns, mode: Mode::Protected, hold: Hold::AVX };
+        let runs = BareMachine::start(&guest.image(), 1, 16 << 20).is_ok_and(|mut machine| {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while machine.ram.count(0) == 0 && machine.failure().is_none() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            machine.ram.count(0) > 0
+        });
+        if runs {
+            return Hold::ALL;
+        }
+        println!("note: this KVM runs no XSAVE: the guests hold no AVX state");
+        Hold(Hold::ALL.0 & !Hold::AVX.0)
+    })
 }

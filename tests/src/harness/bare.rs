@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
@@ -17,11 +17,17 @@ use super::ram::Ram;
 pub struct BareMachine {
     /// Its RAM.
     pub ram: Ram,
+    serial: Arc<Mutex<Vec<u8>>>,
     stop: Arc<AtomicBool>,
     vcpus: Vec<JoinHandle<io::Result<()>>>,
     _rom: Ram,
     _vm: VmFd,
 }
+
+/// The serial port's data register.
+const COM1: u16 = 0x3f8;
+/// Its line status: here always ready to send, and nothing to read.
+const LINE_STATUS: u16 = 0x3fd;
 
 extern "C" fn nothing(_: libc::c_int) {}
 
@@ -52,6 +58,7 @@ impl BareMachine {
         }
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("reading the CPUID")?;
         let stop = Arc::new(AtomicBool::new(false));
+        let serial = Arc::new(Mutex::new(Vec::new()));
         let fds = (0..cpus)
             .map(|id| {
                 let vcpu = vm.create_vcpu(u64::from(id)).context("creating a vCPU")?;
@@ -62,11 +69,16 @@ impl BareMachine {
         let vcpus = fds
             .into_iter()
             .map(|vcpu| {
-                let stop = stop.clone();
-                std::thread::spawn(move || run(vcpu, &stop))
+                let (stop, serial) = (stop.clone(), serial.clone());
+                std::thread::spawn(move || run(vcpu, &stop, &serial))
             })
             .collect();
-        Ok(Self { ram, stop, vcpus, _rom: rom, _vm: vm })
+        Ok(Self { ram, serial, stop, vcpus, _rom: rom, _vm: vm })
+    }
+
+    /// What the guest wrote to its serial port.
+    pub fn serial_output(&self) -> Vec<u8> {
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What ended a vCPU, if one ended.
@@ -102,9 +114,13 @@ fn with_apic_id(cpuid: &CpuId, id: u8) -> anyhow::Result<CpuId> {
     CpuId::from_entries(&entries).map_err(|e| anyhow::anyhow!("CPUID table: {e:?}"))
 }
 
-fn run(mut vcpu: VcpuFd, stop: &AtomicBool) -> io::Result<()> {
+fn run(mut vcpu: VcpuFd, stop: &AtomicBool, serial: &Mutex<Vec<u8>>) -> io::Result<()> {
     while !stop.load(Ordering::Relaxed) {
         match vcpu.run() {
+            Ok(VcpuExit::IoOut(COM1, data)) => {
+                serial.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(data);
+            }
+            Ok(VcpuExit::IoIn(LINE_STATUS, data)) => data.fill(0x60),
             Ok(VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data)) => data.fill(0xff),
             Ok(VcpuExit::IoOut(..) | VcpuExit::MmioWrite(..) | VcpuExit::Intr) => {}
             Ok(other) => {

@@ -35,6 +35,7 @@
 .set INDEX, 0x38
 .set CURSOR, 0x3c
 .set GENERATION, 0x40
+.set ARMED, 0x44
 .set PATTERN, 0x80
 .set WANTED, 0x400
 .set SEEN, 0x800
@@ -54,6 +55,10 @@
 .set HOLD_DEBUG, 4
 .set HOLD_MSRS, 8
 .set HOLD_TIMER, 16
+.set HOLD_DEADLINE, 32
+.set RAMS, {RAMS}
+.set RAM_SIZE, {RAM_SIZE}
+.set RAM_STEP, 1024                     # bytes of RAM checked in a sweep
 
 .section .rodata.cpr_guest, "a", @progbits
 .balign 16
@@ -109,7 +114,7 @@ g_flat:
     rep stosl
     movl $(g_tables - cpr_guest_start + BASE), %eax
     call *%eax
-    movl $0x55475243, STATUS + S_MAGIC
+    movl $0x47525043, STATUS + S_MAGIC
     movl $0x54534555, STATUS + S_MAGIC + 4
 
 g_number:
@@ -190,7 +195,7 @@ g_tables:
     xorl %ecx, %ecx
 1:  movl %ecx, %eax
     shll $12, %eax
-    orl $(PD | 3), %eax
+    addl $(PD | 3), %eax
     movl %eax, PDPT(,%ecx,8)
     movl $0, PDPT + 4(,%ecx,8)
     incl %ecx

@@ -24,14 +24,54 @@
 .endif
 .endm
 
+.macro PUSH_ECX mode
+.if \mode == 64
+    pushq %rcx
+.else
+    pushl %ecx
+.endif
+.endm
+
+.macro POP_ECX mode
+.if \mode == 64
+    popq %rcx
+.else
+    popl %ecx
+.endif
+.endm
+
+.macro PUSH_EDX mode
+.if \mode == 64
+    pushq %rdx
+.else
+    pushl %edx
+.endif
+.endm
+
+.macro POP_EDX mode
+.if \mode == 64
+    popq %rdx
+.else
+    popl %edx
+.endif
+.endm
+
 .macro RETURN mode
 .if \mode == 64
     iretq
 .elseif \mode == 32
-    iretl
+    pushl 8(%esp)                       # what IRET does: not every KVM that interprets has it in protected mode
+    popfl
+    lretl $4
 .else
     iretw
 .endif
+.endm
+
+# Counts once; leaves all registers as they are.
+.macro COUNT_ONE
+    addl $1, COUNT(%edi)
+    adcl $0, COUNT + 4(%edi)
 .endm
 
 .macro WORK mode
@@ -88,10 +128,79 @@ g_heartbeat\mode:
     movl %ecx, %esi
     jmp 1b
 
+# Powers off when the power button's status bit is set (PM1_STS at 0x600, PM1_CNT at 0x604).
 g_poweroff\mode:
+    cmpl $0, INDEX(%edi)
+    jne g_heartbeat\mode
+1:  COUNT_ONE
+    movw $0x600, %dx
+    inw %dx, %ax
+    testw $0x100, %ax
+    jz 1b
+    movw $0x100, %ax
+    outw %ax, %dx
+    movw $0x604, %dx
+    movw $(5 << 10 | 1 << 13), %ax
+    outw %ax, %dx
+    jmp g_dead\mode
+
+# Writes lines of eight hexadecimal digits, counting, to the serial port; what it reads there it sends back between them.
 g_console\mode:
+    cmpl $0, INDEX(%edi)
+    jne g_heartbeat\mode
+    movw $0x3fa, %dx                    # FIFOs on
+    movb $1, %al
+    outb %al, %dx
+    movb $'\n', SEEN + 8(%edi)
+1:  movl COUNT(%edi), %ebx
+    leal SEEN(%edi), %esi
+    movl %esi, %ebp
+    movl $8, %ecx
+2:  roll $4, %ebx
+    movb %bl, %al
+    andb $15, %al
+    addb $'0', %al
+    cmpb $'9', %al
+    jbe 3f
+    addb $('a' - '0' - 10), %al
+3:  movb %al, (%ebp)
+    incl %ebp
+    decl %ecx
+    jnz 2b
+    movw $0x3fd, %dx
+4:  inb %dx, %al
+    testb $0x20, %al
+    jz 4b
+    movw $0x3f8, %dx
+    movl $9, %ecx
+    rep outsb
+    COUNT_ONE
+5:  movw $0x3fd, %dx
+    inb %dx, %al
+    testb $1, %al
+    jz 1b
+    movw $0x3f8, %dx
+    inb %dx, %al
+    movb %al, %bl
+    movw $0x3fd, %dx
+6:  inb %dx, %al
+    testb $0x20, %al
+    jz 6b
+    movb %bl, %al
+    movw $0x3f8, %dx
+    outb %al, %dx
+    jmp 5b
+
+# Sleeps between timer interrupts.
 g_idle\mode:
-g_patterns\mode:
+    movl $HOLD_TIMER, %esi
+    START_TIMER
+1:  sti
+    hlt
+    COUNT_ONE
+    jmp 1b
+
+    PATTERNS \mode
 
 g_dead\mode:
     cli
@@ -120,7 +229,14 @@ g_timer\mode:
     PUSH_EAX \mode
     movl $(APIC + 0xb0), %eax
     movl $0, %gs:(%eax)
-    POP_EAX \mode
+    cmpl $0, ARMED(%edi)
+    je 1f
+    PUSH_ECX \mode
+    PUSH_EDX \mode
+    ARM_DEADLINE
+    POP_EDX \mode
+    POP_ECX \mode
+1:  POP_EAX \mode
     RETURN \mode
 
 g_exception\mode:
@@ -128,6 +244,7 @@ g_exception\mode:
     movl %eax, FOUND(%edi)
     POP_EAX \mode
     movl %eax, FOUND + 4(%edi)
+    movl %ecx, CURSOR(%edi)
     movl $ERROR_EXCEPTION, ERROR(%edi)
     jmp g_dead\mode
 .endm
