@@ -1,0 +1,1 @@
+//! A QMP client: blocking, with a deadline on everything.
