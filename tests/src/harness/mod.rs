@@ -1,6 +1,7 @@
 //! The harness: the product's vocabulary for tests.
 
 pub mod bare;
+pub mod process;
 pub mod qemu;
 pub mod ram;
 pub mod runner;

@@ -64,7 +64,7 @@ impl std::error::Error for Skipped {}
 pub type TestFn = fn() -> anyhow::Result<()>;
 
 /// The longest that one test may take.
-const BOUND: Duration = Duration::from_secs(240);
+const BOUND: Duration = Duration::from_mins(4);
 
 /// Makes `main` of a test program from its tests: `tests!(Tier::Kvm, first, second)`.
 #[macro_export]
