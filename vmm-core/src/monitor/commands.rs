@@ -9,32 +9,43 @@ use super::types::{MigrateCapabilities, MigrateParametersUpdate};
 use crate::cpr::Mode;
 
 type Answer = Result<Value, CommandError>;
-type Command = fn(&dyn Control, &mut Args) -> Answer;
+
+/// What a command does.
+enum Command {
+    /// Tells something.
+    Query(fn(&dyn Control) -> Value),
+    /// Does something, and takes no arguments.
+    Act(fn(&dyn Control) -> Result<(), CommandError>),
+    /// Takes arguments; refuses what it does not know before it does anything.
+    With(fn(&dyn Control, Args) -> Answer),
+}
+
+use Command::{Act, Query, With};
 
 /// Every command but `qmp_capabilities`, in the order in which `query-commands` names them.
 const COMMANDS: &[(&str, Command)] = &[
-    ("cont", |control, _| done(control.cont())),
-    ("migrate", migrate),
-    ("migrate-incoming", migrate_incoming),
-    ("migrate-set-capabilities", migrate_set_capabilities),
-    ("migrate-set-parameters", migrate_set_parameters),
-    ("migrate_cancel", |control, _| done(control.migrate_cancel())),
-    ("query-commands", |_, _| Ok(names().map(|name| json!({"name": name})).collect())),
-    ("query-cpus-fast", query_cpus_fast),
-    ("query-migrate", |control, _| Ok(json!(control.migration()))),
-    ("query-migrate-capabilities", query_migrate_capabilities),
-    ("query-migrate-parameters", query_migrate_parameters),
-    ("query-name", |control, _| Ok(json!({"name": control.name()}))),
-    ("query-status", query_status),
-    ("query-uuid", |control, _| Ok(json!({"UUID": control.uuid()}))),
-    ("query-version", |_, _| Ok(version())),
-    ("quit", |control, _| done(control.quit())),
-    ("stop", |control, _| done(control.stop())),
-    ("system_powerdown", |control, _| done(control.system_powerdown())),
-    ("system_reset", |control, _| done(control.system_reset())),
-    ("system_wakeup", |control, _| done(control.system_wakeup())),
-    ("x-cpr-check", check),
-    ("x-cpr-report", |control, _| Ok(json!(control.report()))),
+    ("cont", Act(|control| control.cont())),
+    ("migrate", With(migrate)),
+    ("migrate-incoming", With(migrate_incoming)),
+    ("migrate-set-capabilities", With(migrate_set_capabilities)),
+    ("migrate-set-parameters", With(migrate_set_parameters)),
+    ("migrate_cancel", Act(|control| control.migrate_cancel())),
+    ("query-commands", Query(|_| names().map(|name| json!({"name": name})).collect())),
+    ("query-cpus-fast", Query(query_cpus_fast)),
+    ("query-migrate", Query(|control| json!(control.migration()))),
+    ("query-migrate-capabilities", Query(query_migrate_capabilities)),
+    ("query-migrate-parameters", Query(query_migrate_parameters)),
+    ("query-name", Query(|control| json!({"name": control.name()}))),
+    ("query-status", Query(query_status)),
+    ("query-uuid", Query(|control| json!({"UUID": control.uuid()}))),
+    ("query-version", Query(|_| version())),
+    ("quit", Act(|control| control.quit())),
+    ("stop", Act(|control| control.stop())),
+    ("system_powerdown", Act(|control| control.system_powerdown())),
+    ("system_reset", Act(|control| control.system_reset())),
+    ("system_wakeup", Act(|control| control.system_wakeup())),
+    ("x-cpr-check", With(check)),
+    ("x-cpr-report", Query(|control| json!(control.report()))),
 ];
 
 fn names() -> impl Iterator<Item = &'static str> {
@@ -62,12 +73,9 @@ struct Request {
 
 impl Request {
     fn new(value: Value) -> Self {
-        let mut members = match Args::new("request", value) {
-            Ok(members) => members,
-            Err(_) => {
-                let error = CommandError::generic("QMP input must be a JSON object");
-                return Self { id: None, command: Err(error) };
-            }
+        let Ok(mut members) = Args::new("request", value) else {
+            let error = CommandError::generic("QMP input must be a JSON object");
+            return Self { id: None, command: Err(error) };
         };
         Self { id: members.optional_value("id"), command: Self::command(members) }
     }
@@ -100,7 +108,7 @@ pub(super) fn error_message(error: &CommandError) -> Value {
     json!({"error": error})
 }
 
-fn execute(control: &dyn Control, negotiated: &mut bool, name: &str, mut args: Args) -> Answer {
+fn execute(control: &dyn Control, negotiated: &mut bool, name: &str, args: Args) -> Answer {
     if name == "qmp_capabilities" {
         return negotiate(negotiated, args);
     }
@@ -110,22 +118,11 @@ fn execute(control: &dyn Control, negotiated: &mut bool, name: &str, mut args: A
     let Some((_, command)) = COMMANDS.iter().find(|(known, _)| *known == name) else {
         return Err(CommandError::not_found(format!("the command {name} has not been found")));
     };
-    // A command refuses before it acts: those with arguments end the taking themselves, the others take none.
-    if takes_no_arguments(name) {
-        std::mem::take(&mut args).finish()?;
+    match command {
+        Query(query) => args.finish().map(|()| query(control)),
+        Act(act) => args.finish().and_then(|()| done(act(control))),
+        With(command) => command(control, args),
     }
-    command(control, &mut args)
-}
-
-fn takes_no_arguments(name: &str) -> bool {
-    !matches!(
-        name,
-        "migrate"
-            | "migrate-incoming"
-            | "migrate-set-capabilities"
-            | "migrate-set-parameters"
-            | "x-cpr-check"
-    )
 }
 
 fn negotiate(negotiated: &mut bool, mut args: Args) -> Answer {
@@ -144,12 +141,12 @@ fn done(result: Result<(), CommandError>) -> Answer {
     result.map(|()| json!({}))
 }
 
-fn query_status(control: &dyn Control, _: &mut Args) -> Answer {
+fn query_status(control: &dyn Control) -> Value {
     let state = control.run_state();
-    Ok(json!({"status": state, "running": state == super::RunState::Running}))
+    json!({"status": state, "running": state == super::RunState::Running})
 }
 
-fn query_cpus_fast(control: &dyn Control, _: &mut Args) -> Answer {
+fn query_cpus_fast(control: &dyn Control) -> Value {
     let cpus = control.cpus().into_iter().map(|cpu| {
         json!({
             "cpu-index": cpu.cpu_index,
@@ -158,36 +155,36 @@ fn query_cpus_fast(control: &dyn Control, _: &mut Args) -> Answer {
             "target": "x86_64",
         })
     });
-    Ok(cpus.collect())
+    cpus.collect()
 }
 
-fn query_migrate_parameters(control: &dyn Control, _: &mut Args) -> Answer {
+fn query_migrate_parameters(control: &dyn Control) -> Value {
     let parameters = control.migrate_parameters();
-    Ok(json!({
+    json!({
         "mode": parameters.mode.map_or("normal", Mode::name),
         "cpr-exec-command": parameters.cpr_exec_command,
         "downtime-limit": parameters.downtime_limit,
         "x-cpr-prepare-timeout": parameters.prepare_timeout,
-    }))
+    })
 }
 
-fn query_migrate_capabilities(control: &dyn Control, _: &mut Args) -> Answer {
+fn query_migrate_capabilities(control: &dyn Control) -> Value {
     let capabilities = control.migrate_capabilities();
-    Ok(json!([
+    json!([
         {"capability": "x-ignore-shared", "state": capabilities.ignore_shared},
         {"capability": "events", "state": capabilities.events},
-    ]))
+    ])
 }
 
-fn migrate_set_parameters(control: &dyn Control, args: &mut Args) -> Answer {
+fn migrate_set_parameters(control: &dyn Control, mut args: Args) -> Answer {
     let mode = args.optional_string("mode")?.map(|name| optional_mode(&name)).transpose()?;
     let update = MigrateParametersUpdate {
         mode,
         cpr_exec_command: args.optional_strings("cpr-exec-command")?,
-        downtime_limit: milliseconds(args, "downtime-limit")?,
-        prepare_timeout: milliseconds(args, "x-cpr-prepare-timeout")?,
+        downtime_limit: milliseconds(&mut args, "downtime-limit")?,
+        prepare_timeout: milliseconds(&mut args, "x-cpr-prepare-timeout")?,
     };
-    std::mem::take(args).finish()?;
+    args.finish()?;
     done(control.migrate_set_parameters(update))
 }
 
@@ -201,11 +198,11 @@ fn milliseconds(args: &mut Args, name: &str) -> Result<Option<u64>, CommandError
     }
 }
 
-fn migrate_set_capabilities(control: &dyn Control, args: &mut Args) -> Answer {
+fn migrate_set_capabilities(control: &dyn Control, mut args: Args) -> Answer {
     let Value::Array(list) = args.value("capabilities")? else {
         return Err(CommandError::generic("invalid parameter type for 'capabilities', expected: array"));
     };
-    std::mem::take(args).finish()?;
+    args.finish()?;
     let mut capabilities: MigrateCapabilities = control.migrate_capabilities();
     for item in list {
         let mut item = Args::new("capabilities", item)?;
@@ -221,8 +218,8 @@ fn migrate_set_capabilities(control: &dyn Control, args: &mut Args) -> Answer {
     done(control.migrate_set_capabilities(capabilities))
 }
 
-fn migrate(control: &dyn Control, args: &mut Args) -> Answer {
-    let channels = Channels::from_args(args)?;
+fn migrate(control: &dyn Control, mut args: Args) -> Answer {
+    let channels = Channels::from_args(&mut args)?;
     args.optional_bool("detach")?;
     if args.optional_bool("resume")? == Some(true) {
         return Err(CommandError::value(
@@ -231,7 +228,7 @@ fn migrate(control: &dyn Control, args: &mut Args) -> Answer {
             "false: a handover is not resumed but started again",
         ));
     }
-    std::mem::take(args).finish()?;
+    args.finish()?;
     let mode = control.migrate_parameters().mode.ok_or_else(|| {
         CommandError::generic(
             "mode 'normal' is not offered: set 'mode' to cpr-transfer, cpr-exec or cpr-reboot by migrate-set-parameters",
@@ -240,18 +237,18 @@ fn migrate(control: &dyn Control, args: &mut Args) -> Answer {
     done(control.migrate(channels.destination(mode)?))
 }
 
-fn migrate_incoming(control: &dyn Control, args: &mut Args) -> Answer {
-    let channels = Channels::from_args(args)?;
+fn migrate_incoming(control: &dyn Control, mut args: Args) -> Answer {
+    let channels = Channels::from_args(&mut args)?;
     args.optional_bool("exit-on-error")?;
-    std::mem::take(args).finish()?;
+    args.finish()?;
     done(control.migrate_incoming(channels.incoming()?))
 }
 
-fn check(control: &dyn Control, args: &mut Args) -> Answer {
+fn check(control: &dyn Control, mut args: Args) -> Answer {
     let mode = required_mode(&args.string("mode")?)?;
-    let channels = Channels::from_args(args)?;
+    let channels = Channels::from_args(&mut args)?;
     let exec_command = args.optional_strings("cpr-exec-command")?;
-    std::mem::take(args).finish()?;
+    args.finish()?;
     let request = CheckRequest { mode, destination: check_destination(mode, channels)?, exec_command };
     Ok(json!({"blockers": control.check(&request)?}))
 }
