@@ -66,7 +66,7 @@ impl Qemu {
     }
 
     /// Executes a command.
-    pub fn execute(&mut self, command: &str, arguments: Value) -> anyhow::Result<Value> {
+    pub fn execute(&mut self, command: &str, arguments: &Value) -> anyhow::Result<Value> {
         Ok(self.monitor.execute(command, arguments)?)
     }
 
@@ -94,11 +94,11 @@ impl Qemu {
 
     /// Hands the guest over by `cpr-transfer`, and ends the old process once the new one runs.
     pub fn transfer(&mut self, target: Target) -> anyhow::Result<()> {
-        self.execute("migrate-set-parameters", json!({"mode": "cpr-transfer"}))?;
-        self.execute("migrate", json!({"channels": target.channels}))?;
+        self.execute("migrate-set-parameters", &json!({"mode": "cpr-transfer"}))?;
+        self.execute("migrate", &json!({"channels": target.channels}))?;
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let answer = self.execute("query-migrate", json!({}))?;
+            let answer = self.execute("query-migrate", &json!({}))?;
             match answer["status"].as_str() {
                 Some("completed") => break,
                 Some("failed" | "cancelled") => anyhow::bail!("QEMU's cpr-transfer failed: {answer}"),
@@ -107,7 +107,7 @@ impl Qemu {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.monitor = Client::connect_within(&monitor_path(&self.directory, target.generation), DEADLINE)?;
-        while self.execute("query-status", json!({}))?["status"] != "running" {
+        while self.execute("query-status", &json!({}))?["status"] != "running" {
             ensure!(Instant::now() < deadline, "QEMU's target does not run the guest");
             std::thread::sleep(Duration::from_millis(5));
         }
