@@ -7,7 +7,7 @@ use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_dtable, kvm_nested_state,
     kvm_segment, kvm_xsave,
 };
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::errno::Error;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -81,20 +81,36 @@ pub fn set_sregs2(vcpu: &VcpuFd, sregs: &Sregs2) -> Result<(), Error> {
     check(unsafe { ioctl_with_ref(vcpu, nr::KVM_SET_SREGS2(), sregs) })
 }
 
-/// Reads the XSAVE area into `area`, which must have the size that `KVM_CAP_XSAVE2` tells for the VM, or [`XSAVE_MIN`]
-/// where it tells 0.
-pub fn get_xsave(vm_xsave2: usize, vcpu: &VcpuFd, area: &mut [u8]) -> Result<(), Error> {
-    if area.len() < vm_xsave2.max(XSAVE_MIN) {
+/// The size of the XSAVE areas that KVM reads and writes for the vCPUs of a VM: what KVM tells for this process, so that
+/// a buffer checked against it is never overrun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct XsaveSize(usize);
+
+impl XsaveSize {
+    /// Asks KVM (`KVM_CAP_XSAVE2`, 0 before Linux 5.17).
+    pub fn of(vm: &VmFd) -> Self {
+        Self(vm.check_extension_int(Cap::Xsave2).max(0) as usize)
+    }
+
+    /// Bytes of an area.
+    pub fn bytes(self) -> usize {
+        self.0.max(XSAVE_MIN)
+    }
+}
+
+/// Reads the XSAVE area into `area`, of the size of the vCPU's VM.
+pub fn get_xsave(vcpu: &VcpuFd, size: XsaveSize, area: &mut [u8]) -> Result<(), Error> {
+    if area.len() < size.bytes() {
         return Err(Error::new(libc::EINVAL));
     }
-    let request = if vm_xsave2 == 0 { nr::KVM_GET_XSAVE() } else { nr::KVM_GET_XSAVE2() };
+    let request = if size.0 == 0 { nr::KVM_GET_XSAVE() } else { nr::KVM_GET_XSAVE2() };
     // SAFETY: the kernel writes the XSAVE size of the VM for XSAVE2, 4096 bytes for XSAVE; `area` has that many.
     check(unsafe { ioctl_with_mut_ptr(vcpu, request, area.as_mut_ptr()) })
 }
 
 /// Writes the XSAVE area; sizes as for [`get_xsave`].
-pub fn set_xsave(vm_xsave2: usize, vcpu: &VcpuFd, area: &[u8]) -> Result<(), Error> {
-    if area.len() < vm_xsave2.max(XSAVE_MIN) {
+pub fn set_xsave(vcpu: &VcpuFd, size: XsaveSize, area: &[u8]) -> Result<(), Error> {
+    if area.len() < size.bytes() {
         return Err(Error::new(libc::EINVAL));
     }
     // SAFETY: the kernel reads the XSAVE size of the VM, or 4096 bytes if that is less; `area` has that many.

@@ -25,20 +25,28 @@ pub fn load(
     clock: &Resumption,
 ) -> Result<(), VcpuStateError> {
     let msr_error = |source| VcpuStateError::Msr { vcpu: index, source };
+    let size_error = |source| VcpuStateError::Format { vcpu: index, source };
+    let regs = state.regs.get().map_err(size_error)?;
+    let sregs = state.sregs.get().map_err(size_error)?;
+    let events = state.events.get().map_err(size_error)?;
+    let xcrs = state.xcrs.get().map_err(size_error)?;
+    let debugregs = state.debugregs.get().map_err(size_error)?;
+    let lapic = state.lapic.get().map_err(size_error)?;
     let xsave = fit_xsave(index, &state.xsave, plan)?;
-    ioctls::set_sregs2(vcpu, &state.sregs.0).map_err(ioctl(index, "KVM_SET_SREGS2"))?;
+
+    ioctls::set_sregs2(vcpu, sregs).map_err(ioctl(index, "KVM_SET_SREGS2"))?;
     let early = |msr: &&Msr| !matches!(msr.index, IA32_TSC | IA32_TSC_DEADLINE | KVM_WALL_CLOCK);
     msr::write(vcpu, state.msrs.iter().filter(early)).map_err(msr_error)?;
     load_tsc(index, vcpu, state.tsc, plan, clock)?;
-    vcpu.set_xcrs(&state.xcrs.0).map_err(ioctl(index, "KVM_SET_XCRS"))?;
-    ioctls::set_xsave(plan.xsave2, vcpu, &xsave).map_err(ioctl(index, "KVM_SET_XSAVE"))?;
-    vcpu.set_lapic(&state.lapic.0).map_err(ioctl(index, "KVM_SET_LAPIC"))?;
+    vcpu.set_xcrs(xcrs).map_err(ioctl(index, "KVM_SET_XCRS"))?;
+    ioctls::set_xsave(vcpu, plan.xsave, &xsave).map_err(ioctl(index, "KVM_SET_XSAVE"))?;
+    vcpu.set_lapic(lapic).map_err(ioctl(index, "KVM_SET_LAPIC"))?;
     let deadline = |msr: &&Msr| msr.index == IA32_TSC_DEADLINE && msr.value != 0;
     msr::write(vcpu, state.msrs.iter().filter(deadline)).map_err(msr_error)?;
-    vcpu.set_vcpu_events(&state.events.0).map_err(ioctl(index, "KVM_SET_VCPU_EVENTS"))?;
+    vcpu.set_vcpu_events(events).map_err(ioctl(index, "KVM_SET_VCPU_EVENTS"))?;
     vcpu.set_mp_state(kvm_mp_state { mp_state: state.mp_state }).map_err(ioctl(index, "KVM_SET_MP_STATE"))?;
-    vcpu.set_debug_regs(&state.debugregs.0).map_err(ioctl(index, "KVM_SET_DEBUGREGS"))?;
-    vcpu.set_regs(&state.regs.0).map_err(ioctl(index, "KVM_SET_REGS"))?;
+    vcpu.set_debug_regs(debugregs).map_err(ioctl(index, "KVM_SET_DEBUGREGS"))?;
+    vcpu.set_regs(regs).map_err(ioctl(index, "KVM_SET_REGS"))?;
     if let Some(ssp) = state.shadow_stack {
         load_shadow_stack(index, vcpu, ssp, plan)?;
     }
@@ -64,7 +72,7 @@ pub fn after_clock(index: u32, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), V
 
 /// The XSAVE area in this host's size. What is cut off must hold nothing.
 fn fit_xsave(index: u32, saved: &[u8], plan: &VcpuPlan) -> Result<Vec<u8>, VcpuStateError> {
-    let len = plan.xsave_len();
+    let len = plan.xsave.bytes();
     if saved.len() < ioctls::XSAVE_MIN || saved.iter().skip(len).any(|b| *b != 0) {
         return Err(VcpuStateError::Unfit {
             vcpu: index,

@@ -5,6 +5,7 @@
 //! 3. [`state`] is the wire form: [`load`] gives back what [`save`] read, byte for byte but for what runs by itself.
 //! 4. [`thread`] runs the guest or is parked; [`kick`] gets it out; [`ioctls`] are the ones that `kvm-ioctls` lacks.
 
+pub mod group;
 pub mod ioctls;
 pub mod kick;
 pub mod load;
@@ -12,4 +13,3 @@ pub mod plan;
 pub mod save;
 pub mod state;
 pub mod thread;
-pub(crate) mod wire;

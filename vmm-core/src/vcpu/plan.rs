@@ -7,9 +7,9 @@
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{CpuId, KVM_REG_GUEST_SSP, kvm_x86_reg_kvm};
-use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::ioctls;
+use super::ioctls::{self, XsaveSize};
 use super::state::{VcpuStateError, ioctl};
 use crate::x86::caps::HostCaps;
 use crate::x86::clock::{host_tsc, mul_div};
@@ -58,8 +58,8 @@ pub fn prepare(index: u32, vcpu: &VcpuFd, platform: &Platform) -> Result<u32, Vc
 pub struct VcpuPlan {
     /// The registers that are saved one by one.
     pub msrs: MsrPlan,
-    /// `KVM_CAP_XSAVE2` of this VM; 0 where KVM has only `KVM_GET_XSAVE`.
-    pub(super) xsave2: usize,
+    /// The XSAVE area.
+    pub(super) xsave: XsaveSize,
     /// Bytes of the largest nested state; 0 where KVM has none.
     pub(super) nested: usize,
     /// Whether the TSC offset can be read and written.
@@ -84,7 +84,7 @@ impl VcpuPlan {
         let msrs = MsrPlan::probe(vcpu, host, &platform.caps).map_err(ioctl(0, "KVM_GET_MSRS"))?;
         Ok(Self {
             msrs,
-            xsave2: vm.check_extension_int(Cap::Xsave2).max(0) as usize,
+            xsave: XsaveSize::of(vm),
             nested: host.nested_state_size,
             tsc_offset: ioctls::has_tsc_offset(vcpu),
             shadow_stack: vcpu.get_one_reg(SSP, &mut [0; 8]).is_ok(),
@@ -93,9 +93,9 @@ impl VcpuPlan {
         })
     }
 
-    /// Bytes of the XSAVE area on this host.
-    pub(super) fn xsave_len(&self) -> usize {
-        self.xsave2.max(ioctls::XSAVE_MIN)
+    /// Whether the TSC offset can be read and written.
+    pub fn has_tsc_offset(&self) -> bool {
+        self.tsc_offset
     }
 }
 

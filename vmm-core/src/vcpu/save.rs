@@ -13,7 +13,7 @@ use kvm_ioctls::VcpuFd;
 use super::ioctls;
 use super::plan::{SSP, VcpuPlan};
 use super::state::{Tsc, VcpuState, VcpuStateError, ioctl};
-use super::wire::KernelBytes;
+use crate::cpr::format::KernelBytes;
 use crate::x86::clock::host_tsc;
 use crate::x86::msr;
 
@@ -35,7 +35,7 @@ impl VcpuSaver {
     /// Makes room for the state of the vCPU with this index.
     pub fn new(index: u32, plan: Arc<VcpuPlan>) -> Self {
         let msrs = plan.msrs.buffers();
-        let (xsave, nested) = (vec![0; plan.xsave_len()], vec![0; plan.nested]);
+        let (xsave, nested) = (vec![0; plan.xsave.bytes()], vec![0; plan.nested]);
         Self { index, plan, msrs, xsave, nested }
     }
 
@@ -51,7 +51,7 @@ impl VcpuSaver {
         let index = self.index;
         let events = vcpu.get_vcpu_events().map_err(ioctl(index, "KVM_GET_VCPU_EVENTS"))?;
         let regs = vcpu.get_regs().map_err(ioctl(index, "KVM_GET_REGS"))?;
-        ioctls::get_xsave(self.plan.xsave2, vcpu, &mut self.xsave).map_err(ioctl(index, "KVM_GET_XSAVE2"))?;
+        ioctls::get_xsave(vcpu, self.plan.xsave, &mut self.xsave).map_err(ioctl(index, "KVM_GET_XSAVE2"))?;
         let xcrs = vcpu.get_xcrs().map_err(ioctl(index, "KVM_GET_XCRS"))?;
         let sregs = ioctls::get_sregs2(vcpu).map_err(ioctl(index, "KVM_GET_SREGS2"))?;
         let nested = if self.nested.is_empty() {
@@ -67,14 +67,14 @@ impl VcpuSaver {
         let lapic = vcpu.get_lapic().map_err(ioctl(index, "KVM_GET_LAPIC"))?;
         let debugregs = vcpu.get_debug_regs().map_err(ioctl(index, "KVM_GET_DEBUGREGS"))?;
         Ok(VcpuState {
-            regs: KernelBytes(regs),
-            sregs: KernelBytes(sregs),
-            events: KernelBytes(events),
+            regs: KernelBytes::new(regs),
+            sregs: KernelBytes::new(sregs),
+            events: KernelBytes::new(events),
             mp_state: mp_state.0,
             xsave: self.xsave.clone(),
-            xcrs: KernelBytes(xcrs),
-            debugregs: KernelBytes(debugregs),
-            lapic: KernelBytes(lapic),
+            xcrs: KernelBytes::new(xcrs),
+            debugregs: KernelBytes::new(debugregs),
+            lapic: KernelBytes::new(lapic),
             msrs,
             nested,
             shadow_stack: self.shadow_stack(vcpu)?,

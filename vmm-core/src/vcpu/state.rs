@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno;
 
 use super::ioctls::Sregs2;
-use super::wire::{KernelBytes, Section, SectionKind};
+use crate::cpr::format::{FormatError, KernelBytes, Section, SectionKind};
 use crate::x86::msr::MsrError;
 
 /// Why a vCPU's state could not be read or written.
@@ -28,6 +28,14 @@ pub enum VcpuStateError {
         vcpu: u32,
         /// Which, and why.
         source: MsrError,
+    },
+    /// A kernel structure in the state has another size than here.
+    #[error("vcpu {vcpu}: {source}")]
+    Format {
+        /// The vCPU's index.
+        vcpu: u32,
+        /// Which, and both sizes.
+        source: FormatError,
     },
     /// The state holds something that this host's vCPU cannot take.
     #[error("vcpu {vcpu}: {part} is {found}; this host takes {expected}")]

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno;
 
 use crate::config::Uuid;
+use crate::cpr::format::{Section, SectionKind};
 use crate::vcpu::state::Tsc;
-use crate::vcpu::wire::{Section, SectionKind};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Readings of a clock between two of another: the closest of so many is taken.

@@ -10,7 +10,7 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno;
 
-use crate::vcpu::wire::{KernelBytes, Section, SectionKind};
+use crate::cpr::format::{FormatError, KernelBytes, Section, SectionKind};
 
 /// Why the VM's state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,9 @@ pub enum VmStateError {
         /// What the kernel answered.
         source: errno::Error,
     },
+    /// A kernel structure in the state has another size than here.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// The chips are not the three that a VM has.
     #[error("interrupt chip {expected} of the saved state says that it is chip {found}")]
     Chip {
@@ -58,9 +61,9 @@ impl Section for VmState {
 impl VmState {
     /// Reads the chips and the PIT: 4 ioctls.
     pub fn save(vm: &VmFd) -> Result<Self, VmStateError> {
-        let mut chips = CHIPS.map(|(chip_id, ..)| KernelBytes(kvm_irqchip { chip_id, ..Default::default() }));
+        let mut chips = CHIPS.map(|(chip_id, ..)| kvm_irqchip { chip_id, ..Default::default() });
         for (chip, (_, ioctl, _)) in chips.iter_mut().zip(CHIPS) {
-            vm.get_irqchip(&mut chip.0).map_err(|source| VmStateError::Ioctl { ioctl, source })?;
+            vm.get_irqchip(chip).map_err(|source| VmStateError::Ioctl { ioctl, source })?;
         }
         let mut pit =
             vm.get_pit2().map_err(|source| VmStateError::Ioctl { ioctl: "KVM_GET_PIT2", source })?;
@@ -68,17 +71,18 @@ impl VmState {
         for channel in &mut pit.channels {
             channel.count_load_time = 0;
         }
-        Ok(Self { chips, pit: KernelBytes(pit) })
+        Ok(Self { chips: chips.map(KernelBytes::new), pit: KernelBytes::new(pit) })
     }
 
     /// Writes the chips and the PIT: 4 ioctls.
     pub fn load(&self, vm: &VmFd) -> Result<(), VmStateError> {
         for (chip, (expected, _, ioctl)) in self.chips.iter().zip(CHIPS) {
-            if chip.0.chip_id != expected {
-                return Err(VmStateError::Chip { expected, found: chip.0.chip_id });
+            let chip = chip.get()?;
+            if chip.chip_id != expected {
+                return Err(VmStateError::Chip { expected, found: chip.chip_id });
             }
-            vm.set_irqchip(&chip.0).map_err(|source| VmStateError::Ioctl { ioctl, source })?;
+            vm.set_irqchip(chip).map_err(|source| VmStateError::Ioctl { ioctl, source })?;
         }
-        vm.set_pit2(&self.pit.0).map_err(|source| VmStateError::Ioctl { ioctl: "KVM_SET_PIT2", source })
+        vm.set_pit2(self.pit.get()?).map_err(|source| VmStateError::Ioctl { ioctl: "KVM_SET_PIT2", source })
     }
 }

@@ -23,6 +23,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use self::connection::{Connection, Verdict};
 use self::socket::Listener;
+pub use self::socket::refuse_strangers;
 pub use self::state::{MonitorClientState, MonitorState};
 use super::control::Control;
 use super::events::EventSender;
