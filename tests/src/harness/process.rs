@@ -25,6 +25,17 @@ impl Process {
     pub fn start(name: &str, command: &mut Command, directory: &Path) -> anyhow::Result<Self> {
         let log = directory.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).context("opening a log")?;
+        command.stdout(file.try_clone().context("duplicating a log's descriptor")?);
+        Self::start_logging_to(name, command, log, file)
+    }
+
+    /// Starts a command whose standard output is set already; its standard error goes to a file.
+    pub fn start_logging_to(
+        name: &str,
+        command: &mut Command,
+        log: PathBuf,
+        file: File,
+    ) -> anyhow::Result<Self> {
         // SAFETY: one system call, which is safe between fork and exec.
         unsafe {
             command.pre_exec(|| {
@@ -34,7 +45,6 @@ impl Process {
         };
         let child = command
             .stdin(Stdio::null())
-            .stdout(file.try_clone().context("duplicating a log's descriptor")?)
             .stderr(file)
             .spawn()
             .with_context(|| format!("starting {name} ({})", command.get_program().display()))?;
