@@ -111,7 +111,8 @@ impl Save {
         let status = self.process.wait(COMMAND)?;
         let code = status.code().with_context(|| format!("cpr-save ended by a signal ({status})"))?;
         let out = std::fs::read_to_string(&self.out).context("reading cpr-save's output")?;
-        let facts = out.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or(Value::Null);
+        let facts =
+            out.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or(Value::Null);
         Ok(Outcome { code, facts, log: self.process.log() })
     }
 }
@@ -130,7 +131,13 @@ pub struct Outcome {
 impl Outcome {
     /// Fails unless it ended with this code.
     pub fn must_be(self, code: i32) -> anyhow::Result<Self> {
-        ensure!(self.code == code, "cpr-save ended with {}, expected {code}: {} {}", self.code, self.facts, self.log);
+        ensure!(
+            self.code == code,
+            "cpr-save ended with {}, expected {code}: {} {}",
+            self.code,
+            self.facts,
+            self.log
+        );
         Ok(self)
     }
 

@@ -93,7 +93,8 @@ impl Proxy {
             let cancel = cancel.clone();
             move || {
                 let Some(to_source) = accept(&listener, &cancel) else { return };
-                let directions = [(Side::Source, &to_source, &to_target), (Side::Target, &to_target, &to_source)];
+                let directions =
+                    [(Side::Source, &to_source, &to_target), (Side::Target, &to_target, &to_source)];
                 std::thread::scope(|scope| {
                     for (from, input, output) in directions {
                         let (cancel, attack) = (&cancel, &attack);

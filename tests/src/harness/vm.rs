@@ -145,10 +145,9 @@ impl<'h> Vm<'h> {
 
     /// Hands it over to a process that waits for it.
     pub fn transfer_into(&mut self, target: Target) -> anyhow::Result<Outcome> {
-        let outcome = self
-            .transfer_to(&target.socket)?
-            .must_be(0)
-            .with_context(|| format!("the source printed: {}\nthe target: {}", self.process.log(), target.process.log()))?;
+        let outcome = self.transfer_to(&target.socket)?.must_be(0).with_context(|| {
+            format!("the source printed: {}\nthe target: {}", self.process.log(), target.process.log())
+        })?;
         self.ended()?;
         self.process = target.process;
         Ok(outcome)
