@@ -1,1 +1,2 @@
 //! The test harness.
+pub mod lab;

@@ -3,7 +3,7 @@
 /// A class of message and the words that make a message one of it: every word of one of the lists is in it.
 const CLASSES: [(&str, &[&[&str]]); 7] = [
     ("lockup", &[&["lockup"]]),
-    ("stall", &[&["stall"], &["kthread starved"]]),
+    ("stall", &[&[" stall"], &["kthread starved"]]),
     (
         "clocksource",
         &[
@@ -55,6 +55,7 @@ mod tests {
             "clocksource: kvm-clock: mask: 0xffffffffffffffff max_cycles: 0x1cd42e4dffb",
             "clocksource: Switched to clocksource kvm-clock",
             "tsc: Detected 2600.000 MHz processor",
+            "9p: Installing v9fs 9p2000 file system support",
             "NMI watchdog: Perf NMI watchdog permanently disabled",
             "printk: legacy console [ttyS0] enabled",
         ] {

@@ -4,7 +4,9 @@
 //! 2. [`stream`]: a reader that says which lines were lost, repeated or damaged.
 //! 3. [`status`]: the figures that the guest answers `STATUS?` with.
 //! 4. [`kernel_log`]: which kernel messages tell that a guest noticed something.
+//! 5. [`early`]: what any init does first.
 
+pub mod early;
 pub mod frame;
 pub mod kernel_log;
 pub mod status;

@@ -27,6 +27,7 @@ use std::thread;
 use std::time::Duration;
 
 use console::Console;
+use guest_init::early;
 
 /// What the threads share.
 struct Watch {
@@ -47,8 +48,8 @@ fn main() {
 }
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
-    setup::mounts()?;
-    setup::modules();
+    early::mounts(&[("/proc", "proc"), ("/sys", "sysfs"), ("/dev", "devtmpfs")])?;
+    early::modules();
     let options = options::Options::from_cmdline(&std::fs::read_to_string("/proc/cmdline")?);
     let cpus = thread::available_parallelism()?.get();
     let watch = Arc::new(Watch {

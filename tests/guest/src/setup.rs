@@ -1,45 +1,7 @@
-//! What an init does first.
+//! The kernel's console, and where and how a thread runs.
 
-use std::ffi::CString;
-use std::fs::{self, File};
-use std::os::fd::AsRawFd;
-
-use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-
-/// Where kernel modules lie, named so that their order is the order to load them in.
-const MODULES: &str = "/modules";
-
-/// Mounts /proc, /sys and /dev.
-pub fn mounts() -> Result<(), Box<dyn std::error::Error>> {
-    for (target, kind) in [("/proc", "proc"), ("/sys", "sysfs"), ("/dev", "devtmpfs")] {
-        fs::create_dir_all(target)?;
-        match mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>) {
-            // A kernel with CONFIG_DEVTMPFS_MOUNT has done it.
-            Ok(()) | Err(Errno::EBUSY) => {}
-            Err(error) => return Err(format!("mounting {kind} on {target}: {error}").into()),
-        }
-    }
-    Ok(())
-}
-
-/// Loads the kernel modules that were put beside init. One that does not load is said and passed over.
-pub fn modules() {
-    let Ok(entries) = fs::read_dir(MODULES) else { return };
-    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.sort();
-    for path in paths {
-        let Ok(file) = File::open(&path) else { continue };
-        let options = CString::default();
-        // SAFETY: the descriptor is open and the string is null-terminated for the whole call.
-        let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), options.as_ptr(), 0) };
-        if result != 0 {
-            eprintln!("guest-init: loading {}: {}", path.display(), std::io::Error::last_os_error());
-        }
-    }
-}
 
 /// Keeps the kernel's messages off the console; only a panic is still printed.
 pub fn quiet_console() {

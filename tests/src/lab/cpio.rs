@@ -44,16 +44,10 @@ impl<W: Write> Cpio<W> {
         })?;
         self.inode += 1;
         let links = 1;
-        let fields = [
-            self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, path.len() as u32 + 1, 0,
-        ];
-        let mut header = String::from("070701");
-        for field in fields {
-            header += &format!("{field:08x}");
-        }
-        header += path;
-        header.push('\0');
-        self.padded(header.as_bytes())?;
+        let fields =
+            [self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, path.len() as u32 + 1, 0];
+        let header = fields.map(|field| format!("{field:08x}")).concat();
+        self.padded(format!("070701{header}{path}\0").as_bytes())?;
         self.padded(content)
     }
 
