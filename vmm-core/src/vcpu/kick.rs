@@ -11,7 +11,9 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_ioctls::VcpuFd;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction,
+};
 
 /// The signal that interrupts `KVM_RUN`. Its handler does nothing: being interrupted is all it is for.
 const KICK_SIGNAL: Signal = Signal::SIGUSR2;

@@ -1,0 +1,1 @@
+//! The server against hostile clients.
