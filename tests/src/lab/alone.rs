@@ -2,14 +2,14 @@
 
 use std::path::Path;
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use super::console::Console;
 use super::report::Report;
 use super::scenario::{Mode, Scenario};
-use super::steps::{self, HandOver, Machine};
+use super::steps::{self, HandOver, Machine, exit};
 use super::{image, qemu};
 
 struct Alone(Child);
@@ -53,14 +53,10 @@ impl Machine for Alone {
     }
 
     fn ended(&mut self, within: Duration) -> Result<bool> {
-        let deadline = Instant::now() + within;
-        while Instant::now() < deadline {
-            if let Some(status) = self.0.try_wait()? {
-                return Ok(status.success());
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        match exit(&mut self.0, within)? {
+            Some(status) if !status.success() => bail!("QEMU ended with {status}"),
+            status => Ok(status.is_some()),
         }
-        Ok(false)
     }
 
     fn descriptors(&self) -> Option<u64> {

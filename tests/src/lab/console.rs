@@ -68,30 +68,10 @@ impl Console {
         Ok(Self { shared, replies })
     }
 
-    /// Waits until the guest program says that it is ready.
-    pub fn ready(&self, within: Duration) -> Result<()> {
-        let reply = self.reply(within).context("the guest did not come up")?;
-        if reply.starts_with("READY") {
-            Ok(())
-        } else {
-            Err(anyhow!("the guest said {reply:?} before READY"))
-        }
-    }
-
     /// Sends a command and waits for the answer.
     pub fn command(&self, command: &str) -> Result<String> {
-        self.command_within(command, ANSWER_WITHIN)
-    }
-
-    /// Sends a command and waits so long for the answer.
-    pub fn command_within(&self, command: &str, within: Duration) -> Result<String> {
-        self.send(command)?;
-        self.reply(within).with_context(|| format!("the guest did not answer {command:?}"))
-    }
-
-    /// Sends a command whose answer is not waited for.
-    pub fn send(&self, command: &str) -> Result<()> {
-        lock(&self.shared).send(command).with_context(|| format!("sending {command:?} to the guest"))
+        lock(&self.shared).send(command).with_context(|| format!("sending {command:?} to the guest"))?;
+        self.reply(ANSWER_WITHIN).with_context(|| format!("the guest did not answer {command:?}"))
     }
 
     /// Waits for the next answer.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL};
 use super::scenario::{Backing, Guest, Mode};
-use super::steps::{HandOver, Machine, milliseconds};
+use super::steps::{HandOver, Machine, exit, milliseconds};
 
 const NAME: &str = "vm1";
 const RUNTIME: &str = "/run/cpr";
@@ -64,8 +64,7 @@ impl Owner {
     /// Waits for the process that gave its guest away to end, and puts the next owner in its place.
     fn replace(&mut self, next: Child) -> Result<()> {
         let mut source = std::mem::replace(&mut self.process, next);
-        let status = exit(&mut source, WITHIN)?;
-        match status {
+        match exit(&mut source, WITHIN)? {
             Some(status) if status.success() => Ok(()),
             Some(status) => bail!("the source gave its guest away and ended with {status}"),
             None => {
@@ -79,45 +78,37 @@ impl Owner {
         let incoming = format!("{RUNTIME}/{NAME}.in");
         let target = self.resume(&format!("unix:{incoming}"))?;
         until("the target to listen", || Ok(Path::new(&incoming).exists().then_some(())))?;
-        let report = save(&["transfer", NAME, "--to", &format!("unix:{incoming}"), "--json"])?;
+        let report = save(&["transfer", NAME, "--to", &format!("unix:{incoming}")])?;
         self.replace(target)?;
         Ok(report)
     }
 
     fn reboot(&mut self) -> Result<Value> {
         let file = format!("file:{RUNTIME}/{NAME}.state");
-        let report = save(&["reboot", NAME, "--to", &file, "--json"])?;
+        save(&["reboot", NAME, "--to", &file])?;
         let source_ended = exit(&mut self.process, WITHIN)?;
         if source_ended.is_none_or(|status| !status.success()) {
             bail!("the source saved its guest and then: {source_ended:?}");
         }
         self.process = self.resume(&file)?;
-        until("the guest to be loaded", || {
-            Ok(status().ok().filter(|status| status.contains("running") || status.contains("paused")))
-        })?;
-        Ok(report)
+        let loaded = |status: &Value| ["running", "paused"].iter().any(|state| status["run-state"] == *state);
+        until("the guest to be loaded", || Ok(status().ok().filter(loaded)))
     }
 }
 
 impl Machine for Owner {
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver> {
         let started = Instant::now();
-        let id = self.process.id();
         let report = match mode {
             Mode::Transfer => self.transfer()?,
-            Mode::Exec => save(&["exec", NAME, "--json"])?,
+            Mode::Exec => save(&["exec", NAME])?,
             Mode::Reboot => self.reboot()?,
         };
         if let Some(status) = self.process.try_wait()? {
-            bail!("the guest's new owner ended with {status}");
-        }
-        if mode == Mode::Exec && self.process.id() != id {
-            bail!("exec changed the process from {id} to {}", self.process.id());
+            bail!("the guest's owner after {mode} ended with {status}");
         }
         let total = milliseconds(started.elapsed());
-        // Nobody but the lab sees both ends of a reboot: the new process starts when it is started.
-        let downtime = if mode == Mode::Reboot { Some(total) } else { downtime(&report) };
-        Ok(HandOver { downtime, total })
+        Ok(HandOver { downtime: downtime(&report), total })
     }
 
     fn stop(&mut self) -> Result<()> {
@@ -129,11 +120,14 @@ impl Machine for Owner {
     }
 
     fn is_paused(&self) -> Result<bool> {
-        Ok(status()?.contains("paused"))
+        Ok(status()?["run-state"] == "paused")
     }
 
     fn ended(&mut self, within: Duration) -> Result<bool> {
-        Ok(exit(&mut self.process, within)?.is_some_and(|status| status.success()))
+        match exit(&mut self.process, within)? {
+            Some(status) if !status.success() => bail!("the guest's owner ended with {status}"),
+            status => Ok(status.is_some()),
+        }
     }
 
     fn descriptors(&self) -> Option<u64> {
@@ -168,29 +162,31 @@ fn load(arguments: &[String], index: u32) -> Result<Child> {
         .context("starting cpr-load")
 }
 
-/// Runs `cpr-save` to its end; what it printed is read as JSON if it is.
+/// Runs `cpr-save --json` to its end, and returns the last thing that it said.
 fn save(arguments: &[&str]) -> Result<Value> {
     let command = arguments.join(" ");
     let output = Command::new(format!("{COMMANDS}/cpr-save"))
         .args(arguments)
+        .arg("--json")
         .stdin(Stdio::null())
         .output()
         .context("starting cpr-save")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let last = said.lines().last().unwrap_or_default();
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        bail!("cpr-save {command} ended with {}: {said}", output.status);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        bail!("cpr-save {command} ended with {}: {last} {}", output.status, complaint.trim());
     }
-    Ok(serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&output.stdout).into_owned())))
+    serde_json::from_str(last).with_context(|| format!("cpr-save {command} said {last:?}"))
 }
 
-fn status() -> Result<String> {
-    save(&["status", NAME]).map(|status| status.to_string())
+fn status() -> Result<Value> {
+    save(&["status", NAME])
 }
 
 /// The downtime that a report of `cpr-save` has, in milliseconds.
-fn downtime(report: &Value) -> Option<f64> {
-    report.get("downtime_us").and_then(Value::as_f64).map(|microseconds| microseconds / 1e3)
+fn downtime(said: &Value) -> Option<f64> {
+    said["report"]["downtime-us"].as_f64().map(|microseconds| microseconds / 1e3)
 }
 
 fn until<T>(what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Result<T> {
@@ -203,16 +199,5 @@ fn until<T>(what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Result<
             bail!("waited {WITHIN:?} for {what}");
         }
         std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn exit(process: &mut Child, within: Duration) -> Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + within;
-    loop {
-        let status = process.try_wait()?;
-        if status.is_some() || Instant::now() > deadline {
-            return Ok(status);
-        }
-        std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -1,5 +1,6 @@
 //! Takes a guest through the steps of a scenario and writes down what is seen.
 
+use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ pub trait Machine {
     fn cont(&mut self) -> Result<()>;
     /// Whether the machine says that its guest is paused.
     fn is_paused(&self) -> Result<bool>;
-    /// Waits for the machine to end in order after its guest powered itself off.
+    /// Waits for the machine to end in order; fails if it ends otherwise.
     fn ended(&mut self, within: Duration) -> Result<bool>;
     /// Open descriptors of the process that owns the guest.
     fn descriptors(&self) -> Option<u64>;
@@ -68,7 +69,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn all(&mut self, scenario: &Scenario) -> Result<()> {
-        self.console.ready(BOOT_WITHIN)?;
+        self.boot()?;
         println!("guest is up");
         self.console.start_pinging();
         for step in scenario.steps.iter().flat_map(|step| step.expand()) {
@@ -83,6 +84,23 @@ impl Run<'_> {
             self.report.steps.push(report);
         }
         Ok(())
+    }
+
+    fn boot(&mut self) -> Result<()> {
+        let deadline = Instant::now() + BOOT_WITHIN;
+        loop {
+            match self.console.reply(Duration::from_millis(200)) {
+                Ok(reply) if reply.starts_with("READY") => return Ok(()),
+                Ok(reply) => bail!("the guest said {reply:?} before READY"),
+                Err(_) if Instant::now() > deadline => {
+                    bail!("the guest did not come up within {BOOT_WITHIN:?}")
+                }
+                Err(_) => {}
+            }
+            if self.machine.ended(Duration::ZERO)? {
+                bail!("its machine ended before the guest was up");
+            }
+        }
     }
 
     fn step(&mut self, step: Step) -> Result<StepReport> {
@@ -188,4 +206,16 @@ fn drift(before: &Reading, after: &Reading, paused: Duration, clock: fn(&Reading
     let most = milliseconds(after.answered.duration_since(before.asked));
     let guest = (clock(after) as f64 - clock(before) as f64) / 1e6;
     if guest < least { guest - least } else { (guest - most).max(0.0) }
+}
+
+/// Waits for a process to end.
+pub fn exit(process: &mut Child, within: Duration) -> Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + within;
+    loop {
+        let status = process.try_wait()?;
+        if status.is_some() || Instant::now() > deadline {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
