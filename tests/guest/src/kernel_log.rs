@@ -14,7 +14,7 @@ const CLASSES: [(&str, &[&[&str]]); 7] = [
             &["tsc", "unstable"],
         ],
     ),
-    ("oops", &[&["oops"], &["general protection fault"], &["unable to handle"], &["kernel panic"]]),
+    ("oops", &[&["oops: "], &["general protection fault"], &["unable to handle"], &["kernel panic"]]),
     ("bug", &[&["bug:"], &["kernel bug at"]]),
     ("warning", &[&["warning: "]]),
     ("hung task", &[&["blocked for more than"]]),
