@@ -2,9 +2,13 @@
 
 use std::process::ExitCode;
 
+use vmm_core::owner::{Options, Owner};
+
+use super::ended;
 use crate::flags::Boot;
 
-/// Stand-in.
-pub fn boot(_boot: Boot) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("boot: not built in")
+/// Boots a guest and serves it to its end.
+pub fn boot(boot: Boot) -> anyhow::Result<ExitCode> {
+    let options = Options { monitor: boot.monitor, paused: boot.paused, set: Vec::new() };
+    Ok(ended(Owner::new(options)?.boot(boot.config)?))
 }

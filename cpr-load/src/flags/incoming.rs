@@ -2,18 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
+use vmm_core::cpr::exec::command::Arrival;
 use vmm_core::monitor::{Address, Channels, Incoming};
-
-/// Where a guest comes from.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// A process that will connect, or a file.
-    Now(Incoming),
-    /// What `migrate-incoming` will say.
-    Deferred,
-}
+use vmm_core::owner::Origin;
 
 /// A guest that is to be taken over.
 #[derive(Debug, PartialEq, Eq)]
@@ -101,13 +94,21 @@ impl ResumeFlags {
                 "--from defer needs --monitor PATH, for migrate-incoming to come in"
             );
             Origin::Deferred
+        } else if let Some(arrival) = self.from.strip_prefix("exec:") {
+            let arrival = Arrival::parse(arrival);
+            Origin::Exec(arrival.ok_or_else(|| anyhow!("--from {}: expected exec:STATE[,FALLBACK]", self.from))?)
+        } else if let Some(fd) = self.from.strip_prefix("fd:") {
+            Origin::Connected(fd.parse().with_context(|| format!("--from {}: expected fd:NUMBER", self.from))?)
         } else {
             let first = Address::from_uri(&self.from)?;
             let channels = match self.main {
                 None => Channels { main: Some(first), cpr: None },
                 Some(main) => Channels { main: Some(Address::from_uri(&main)?), cpr: Some(first) },
             };
-            Origin::Now(channels.incoming()?)
+            match channels.incoming()? {
+                Incoming::Unix { cpr, main } => Origin::Listen(cpr, Some(main)),
+                Incoming::File(path) => Origin::File(path),
+            }
         };
         check_assignments(&self.set)?;
         Ok(Resume { from, set: self.set, monitor: self.monitor, paused: self.paused })

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 pub use self::boot::Boot;
-pub use self::incoming::{Check, Inspect, Origin, Resume};
+pub use self::incoming::{Check, Inspect, Resume};
 
 /// What is to be done.
 #[derive(Debug)]

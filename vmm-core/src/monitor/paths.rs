@@ -23,9 +23,14 @@ pub fn make_runtime_dir() -> io::Result<PathBuf> {
     Ok(dir)
 }
 
+/// The file name of the monitor socket of the guest called `name`.
+pub fn socket_name(name: &str) -> String {
+    format!("{name}.sock")
+}
+
 /// The monitor socket of the guest called `name`.
 pub fn socket_of(name: &str) -> PathBuf {
-    runtime_dir().join(format!("{name}.sock"))
+    runtime_dir().join(socket_name(name))
 }
 
 /// The socket that a command's `VM` argument means: a path if it holds a `/`, else a guest's name.

@@ -5,53 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::cpr::Mode;
-
-/// The run states, with QEMU's names (`RunState`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RunState {
-    /// vCPUs run.
-    Running,
-    /// Stopped by `stop`.
-    Paused,
-    /// The guest is in ACPI S3.
-    Suspended,
-    /// Waits for a guest to come in.
-    Inmigrate,
-    /// Stopped for the last part of a handover.
-    FinishMigrate,
-    /// The guest has been handed over, and is not here any more.
-    Postmigrate,
-    /// Built, never started.
-    Prelaunch,
-    /// The guest powered off.
-    Shutdown,
-    /// A vCPU cannot go on.
-    InternalError,
-}
-
-impl RunState {
-    /// QEMU's name for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Suspended => "suspended",
-            Self::Inmigrate => "inmigrate",
-            Self::FinishMigrate => "finish-migrate",
-            Self::Postmigrate => "postmigrate",
-            Self::Prelaunch => "prelaunch",
-            Self::Shutdown => "shutdown",
-            Self::InternalError => "internal-error",
-        }
-    }
-}
-
-impl fmt::Display for RunState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+pub use crate::cpr::report::PhaseTime;
+pub use crate::machine::run_state::RunState;
 
 /// How a handover stands, with QEMU's names (`MigrationStatus`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,16 +85,6 @@ pub struct MigrationInfo {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_none_status(status: &MigrationStatus) -> bool {
     *status == MigrationStatus::None
-}
-
-/// How long one phase took.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct PhaseTime {
-    /// Its name (`prepare`, `stop`, `state`, …).
-    pub phase: String,
-    /// Microseconds.
-    pub us: u64,
 }
 
 /// What a handover came to (`x-cpr-report`).

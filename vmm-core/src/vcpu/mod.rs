@@ -5,12 +5,11 @@
 //! 3. [`state`] is the wire form: [`load`] gives back what [`save`] read, byte for byte but for what runs by itself.
 //! 4. [`thread`] runs the guest or is parked; [`kick`] gets it out; [`ioctls`] are the ones that `kvm-ioctls` lacks.
 
+pub mod group;
 pub mod ioctls;
 pub mod kick;
 pub mod load;
 pub mod plan;
 pub mod save;
 pub mod state;
-#[cfg(test)]
-mod tests;
 pub mod thread;

@@ -92,6 +92,11 @@ impl VcpuPlan {
             host_tsc_khz,
         })
     }
+
+    /// Whether the TSC offset can be read and written.
+    pub fn has_tsc_offset(&self) -> bool {
+        self.tsc_offset
+    }
 }
 
 /// Checks that a vCPU's TSC counts. Takes about 2 ms: not for the downtime.

@@ -127,6 +127,11 @@ impl VcpuThread {
         Ok(())
     }
 
+    /// The thread's id in the kernel; 0 before it has started.
+    pub fn tid(&self) -> i32 {
+        self.shared.tid.load(Ordering::SeqCst)
+    }
+
     /// Gives the parked thread a piece of work with its vCPU; [`Self::wait_parked`] waits for its end.
     pub fn submit(&self, job: impl FnOnce(&mut VcpuFd) + Send + 'static) {
         self.send(Command::Work(Box::new(job)));

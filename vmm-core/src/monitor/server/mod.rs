@@ -23,6 +23,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use self::connection::{Connection, Verdict};
 use self::socket::Listener;
+pub use self::socket::refuse_strangers;
 pub use self::state::{MonitorClientState, MonitorState};
 use super::control::Control;
 use super::events::EventSender;
@@ -43,7 +44,7 @@ pub enum MonitorError {
     )]
     NoSocket(String),
     /// A system call failed.
-    #[error("monitor socket {path}: {doing}: {source}")]
+    #[error("monitor socket {path}: {doing}")]
     Io {
         /// The socket's path.
         path: String,

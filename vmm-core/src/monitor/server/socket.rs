@@ -121,6 +121,15 @@ fn lock_directory(path: &Path) -> io::Result<Flock<std::fs::File>> {
     Flock::lock(std::fs::File::open(directory)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
 }
 
+/// Refuses whoever is neither root nor our own user.
+pub fn refuse_strangers(stream: &UnixStream) -> io::Result<()> {
+    let peer = Peer::of(stream)?;
+    if peer.may_connect() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{peer} is neither root nor our own user")))
+}
+
 /// Who is at the other end of a socket that was handed over.
 pub(super) fn peer_of(stream: &UnixStream) -> io::Result<Peer> {
     Peer::of(stream)

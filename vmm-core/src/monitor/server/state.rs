@@ -12,6 +12,7 @@ use super::connection::{Connection, MAX_OUTPUT};
 use super::socket::{self, Listener};
 use super::{MAX_CLIENTS, MonitorError};
 use crate::cpr::fds::{FdError, FdName, FdTable};
+use crate::cpr::format::{Section, SectionKind};
 use crate::monitor::framing::MAX_VALUE;
 
 /// What goes with the descriptors `monitor.listen` and `monitor.client`, in their order.
@@ -21,6 +22,12 @@ pub struct MonitorState {
     pub listeners: Vec<Vec<u8>>,
     /// The connected clients.
     pub clients: Vec<MonitorClientState>,
+}
+
+impl Section for MonitorState {
+    const KIND: SectionKind = SectionKind::Monitor;
+    const VERSION: u16 = 1;
+    const OLDEST: u16 = 1;
 }
 
 /// What is under way with one client.

@@ -1,0 +1,38 @@
+//! The devices that cannot be found by looking, and what to write for S5.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, ONE, Package, ResourceTemplate, ZERO};
+use acpi_tables::sdt::Sdt;
+
+use super::{HEADER_SIZE, OEM_ID, OEM_REVISION, OEM_TABLE_ID, SLEEP_TYPE_S5};
+use crate::x86::layout;
+
+/// From revision 2 on, integers have 64 bits.
+const REVISION: u8 = 2;
+
+/// The DSDT.
+pub(super) fn table() -> Sdt {
+    let mut table = Sdt::new(*b"DSDT", HEADER_SIZE, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut aml = Vec::new();
+    soft_off(&mut aml);
+    isa_device(&mut aml, "_SB_.COM1", "PNP0501", (layout::COM1_PORT, layout::COM1_PORTS), layout::COM1_GSI);
+    isa_device(&mut aml, "_SB_.RTC_", "PNP0B00", (layout::RTC_PORT, layout::RTC_PORTS), layout::RTC_GSI);
+    table.append_slice(&aml);
+    table
+}
+
+fn soft_off(aml: &mut Vec<u8>) {
+    let values = Package::new(vec![&SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]);
+    Name::new("_S5_".into(), &values).to_aml_bytes(aml);
+}
+
+/// A device with some ports and an edge triggered, active high interrupt.
+fn isa_device(aml: &mut Vec<u8>, path: &str, hid: &str, (port, ports): (u16, u16), gsi: u32) {
+    let io = IO::new(port, port, 1, ports as u8);
+    let interrupt = Interrupt::new(true, true, false, false, gsi);
+    let resources = ResourceTemplate::new(vec![&io, &interrupt]);
+    let hid = Name::new("_HID".into(), &EISAName::new(hid));
+    let uid = Name::new("_UID".into(), &ONE);
+    let crs = Name::new("_CRS".into(), &resources);
+    Device::new(path.into(), vec![&hid, &uid, &crs]).to_aml_bytes(aml);
+}
