@@ -11,6 +11,7 @@ use guest_init::early;
 use super::cpio::Cpio;
 use super::modules;
 use super::scenario::{Kernel, Scenario};
+use crate::harness::host::binary;
 
 /// What a test guest needs besides what its kernel has built in: the power button.
 const GUEST_MODULES: [&str; 2] = ["evdev", "button"];
@@ -44,7 +45,7 @@ pub fn kernel(kernel: Kernel) -> Result<PathBuf> {
 /// Writes the guest's RAM disk: the guest program is its init.
 pub fn guest(path: &Path, guest_kernel: &Path) -> Result<()> {
     let mut archive = create(path)?;
-    archive.file("init", &binary("guest-init")?)?;
+    archive.file("init", &fs::read(binary("guest-init")?)?)?;
     add_modules(&mut archive, guest_kernel, &GUEST_MODULES)?;
     archive.finish().with_context(|| format!("writing {}", path.display()))
 }
@@ -65,7 +66,7 @@ pub fn host(
     archive.file(SCENARIO, toml::to_string(scenario)?.as_bytes())?;
     archive.directory("bin")?;
     for command in ["cpr-load", "cpr-save"] {
-        archive.file(&format!("{COMMANDS}/{command}"), &binary(command)?)?;
+        archive.file(&format!("{COMMANDS}/{command}"), &fs::read(binary(command)?)?)?;
     }
     add_modules(&mut archive, host_kernel, &HOST_MODULES)?;
     archive.finish().with_context(|| format!("writing {}", path.display()))
@@ -74,12 +75,6 @@ pub fn host(
 fn create(path: &Path) -> Result<Cpio<BufWriter<File>>> {
     let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     Ok(Cpio::new(BufWriter::new(file))?)
-}
-
-/// One of the workspace's binaries, built into the same directory as this one.
-fn binary(name: &str) -> Result<Vec<u8>> {
-    let path = std::env::current_exe()?.with_file_name(name);
-    fs::read(&path).with_context(|| format!("reading {} (scripts/lab builds it)", path.display()))
 }
 
 fn add_modules(archive: &mut Cpio<BufWriter<File>>, kernel: &Path, names: &[&str]) -> Result<()> {
