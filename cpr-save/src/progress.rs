@@ -81,7 +81,7 @@ impl Progress {
                 let place = match failure {
                     Failure::InSource { state, .. } => format!("; the guest is in the source, {state}"),
                     Failure::Refused { .. } => "; nothing was touched".to_owned(),
-                    Failure::Unknown(_) => "; where the guest is is not known".to_owned(),
+                    Failure::Unknown(_) => "; it is not known where the guest is".to_owned(),
                 };
                 eprintln!("cpr-save: {:#}{place}", failure.error());
                 for blocker in failure.blockers() {

@@ -19,7 +19,8 @@ const SLICE: Duration = Duration::from_millis(50);
 /// How long without an event until the VMM is asked.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// How much longer than its bounds a handover may take before it is cancelled from here.
+/// How much longer than its bounds a handover may take before it is cancelled from here, if the VMM knows them too.
+/// Also how long cancelling may take.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How a handover ended.
@@ -46,7 +47,8 @@ pub fn to_the_end(
     progress: &Progress,
 ) -> anyhow::Result<End> {
     let stopped = Duration::from_millis(plan.downtime_limit.unwrap_or(5_000));
-    let mut deadline = Instant::now() + plan.timeout + stopped + GRACE;
+    let grace = if guest.has_cpr_commands { stopped + GRACE } else { Duration::ZERO };
+    let mut deadline = Instant::now() + plan.timeout + grace;
     let mut ask = Instant::now() + QUIET;
     let mut cancelled: Option<String> = None;
     let mut seen = None;
@@ -63,7 +65,7 @@ pub fn to_the_end(
                     return Err(anyhow!("interrupted while cancelling"));
                 }
                 progress.step("cancelling", &json!({"event": "cancelling"}));
-                cancelled = Some("cancelled by a signal".into());
+                cancelled = Some("interrupted by a signal".into());
                 cancel(guest)?;
                 deadline = Instant::now() + GRACE;
             }
@@ -72,7 +74,7 @@ pub fn to_the_end(
                     return Err(anyhow!("the handover could not be cancelled"));
                 }
                 let bound = plan.timeout.as_secs();
-                cancelled = Some(format!("cancelled: not done within its bounds ({bound} s to prepare)"));
+                cancelled = Some(format!("not done within its bounds ({bound} s to prepare)"));
                 progress.step("out of time, cancelling", &json!({"event": "cancelling"}));
                 cancel(guest)?;
                 deadline = Instant::now() + GRACE;

@@ -40,8 +40,15 @@ pub fn after_loss(vm: &Path, threads: &[i32], lost: anyhow::Error) -> Place {
     match ask(vm, threads) {
         Ok((guest, true, state)) if runs(state) || state == RunState::Postmigrate => Place::Moved(guest),
         Ok((_, false, state)) if runs(state) => Place::Source(state, lost),
-        Ok((_, _, state)) => Place::Unknown(lost.context(format!("whoever answers now is in state {state}"))),
-        Err(error) => Place::Unknown(lost.context(format!("nobody answers there any more ({error})"))),
+        Ok((_, _, state)) => Place::Unknown(
+            lost.context(format!("the connection was lost, and who answers now is in state {state}")),
+        ),
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            Place::Unknown(
+                lost.context(format!("the connection was lost, and nobody answers now ({error:#})")),
+            )
+        }
     }
 }
 
@@ -62,7 +69,10 @@ pub fn after_failure(guest: &mut Guest, error: anyhow::Error) -> Failure {
     match settled(guest) {
         Ok(state) if runs(state) => Failure::InSource { state, error },
         Ok(state) => Failure::Unknown(error.context(format!("the source is in state {state}"))),
-        Err(unknown) => Failure::Unknown(error.context(format!("the source does not answer ({unknown})"))),
+        Err(unknown) => {
+            let unknown = anyhow::Error::from(unknown);
+            Failure::Unknown(error.context(format!("the source does not answer ({unknown:#})")))
+        }
     }
 }
 

@@ -66,10 +66,12 @@ pub fn run(vm: &Path, plan: &Plan, progress: &Progress) -> Result<(), Failure> {
 
 /// Sets mode, capabilities and parameters.
 fn prepare(guest: &mut Guest, plan: &Plan) -> anyhow::Result<()> {
-    let capabilities = json!({"capabilities": [
-        {"capability": "events", "state": true},
-        {"capability": "x-ignore-shared", "state": !plan.copy_ram},
-    ]});
+    let mut capabilities = vec![json!({"capability": "events", "state": true})];
+    if plan.mode == Mode::CprReboot {
+        // The other modes leave RAM in place without it, and a QEMU target refuses a source that has it set.
+        capabilities.push(json!({"capability": "x-ignore-shared", "state": !plan.copy_ram}));
+    }
+    let capabilities = json!({"capabilities": capabilities});
     guest.execute("migrate-set-capabilities", &capabilities).context("setting capabilities")?;
     let mut parameters = json!({"mode": plan.mode});
     if let Some(limit) = plan.downtime_limit {

@@ -25,7 +25,7 @@ pub struct Report {
 /// Asks for the report. What cannot be had is left out: the guest has moved, and that is what counts.
 pub fn of(guest: &mut Guest, mode: Mode, end: End) -> Report {
     let full = guest.report().unwrap_or_else(|error| {
-        tracing::warn!("the report could not be had: {error}");
+        tracing::warn!(error = %error, "the report could not be had");
         None
     });
     let full = full.filter(|report| report.mode == mode);

@@ -27,7 +27,7 @@ const MAX_EVENTS: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody could be reached.
-    #[error("connecting to the monitor at {path}: {source}")]
+    #[error("connecting to the monitor at {path}")]
     Connect {
         /// The socket.
         path: String,
@@ -41,17 +41,18 @@ pub enum ClientError {
     #[error("the monitor did not answer {0} in time")]
     TimedOut(String),
     /// A system call failed.
-    #[error("speaking to the monitor: {0}")]
+    #[error("speaking to the monitor")]
     Io(#[from] io::Error),
     /// The server does not speak QMP.
     #[error("the monitor does not speak QMP: {0}")]
     Protocol(String),
     /// The command was refused or failed.
-    #[error("{command}: {error}")]
+    #[error("{command}")]
     Command {
         /// The command.
         command: String,
         /// The server's answer.
+        #[source]
         error: CommandError,
     },
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Shared, Task};
+use super::{Guest, Shared, Task, lock};
 use crate::config::Uuid;
 use crate::cpr::blockers::Blocker;
 use crate::machine::run_state::RunState;
@@ -14,15 +14,19 @@ use crate::monitor::{
 
 impl Control for Shared {
     fn name(&self) -> String {
-        self.guest().map_or_else(String::new, |guest| guest.config().name.clone())
+        self.identity().map_or_else(String::new, |(name, _)| name)
     }
 
     fn uuid(&self) -> Uuid {
-        self.guest().map_or(Uuid([0; 16]), |guest| guest.config().uuid)
+        self.identity().map_or(Uuid([0; 16]), |(_, uuid)| uuid)
     }
 
     fn run_state(&self) -> RunState {
-        self.guest().map_or(RunState::Inmigrate, |guest| guest.run_state())
+        match &*lock(&self.guest) {
+            Guest::Awaited => RunState::Inmigrate,
+            Guest::Here(machine) => machine.run_state(),
+            Guest::Gone { .. } => RunState::Postmigrate,
+        }
     }
 
     fn cpus(&self) -> Vec<CpuInfoFast> {
@@ -124,8 +128,23 @@ impl Control for Shared {
 }
 
 impl Shared {
-    fn needs_guest(&self) -> Result<Arc<crate::machine::Machine>, CommandError> {
-        self.guest().ok_or_else(|| CommandError::generic("no guest has come in yet"))
+    pub(super) fn needs_guest(&self) -> Result<Arc<crate::machine::Machine>, CommandError> {
+        match &*lock(&self.guest) {
+            Guest::Here(machine) => Ok(Arc::clone(machine)),
+            Guest::Awaited => Err(CommandError::generic("no guest has come in yet")),
+            Guest::Gone { name, mode, .. } => Err(CommandError::generic(format!(
+                "guest '{name}' was given away by {mode}: it never runs here again"
+            ))),
+        }
+    }
+
+    /// Name and identity of the guest that is or was here.
+    fn identity(&self) -> Option<(String, Uuid)> {
+        match &*lock(&self.guest) {
+            Guest::Awaited => None,
+            Guest::Here(machine) => Some((machine.config().name.clone(), machine.config().uuid)),
+            Guest::Gone { name, uuid, .. } => Some((name.clone(), *uuid)),
+        }
     }
 }
 

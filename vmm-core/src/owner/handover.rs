@@ -79,9 +79,7 @@ impl Shared {
 
     /// Starts a handover, or refuses it.
     pub(super) fn start_handover(&self, destination: Destination) -> Result<(), CommandError> {
-        let Some(guest) = self.guest() else {
-            return Err(CommandError::generic("there is no guest here to hand over"));
-        };
+        let guest = self.needs_guest()?;
         let mode = destination.mode();
         let mut handover = self.handover();
         if handover.cancel.is_some() {

@@ -35,7 +35,8 @@ pub fn load(
     let xsave = fit_xsave(index, &state.xsave, plan)?;
 
     ioctls::set_sregs2(vcpu, sregs).map_err(ioctl(index, "KVM_SET_SREGS2"))?;
-    let early = |msr: &&Msr| !matches!(msr.index, IA32_TSC | IA32_TSC_DEADLINE | KVM_WALL_CLOCK);
+    let late = |msr: &Msr| matches!(msr.index, IA32_TSC | IA32_TSC_DEADLINE | KVM_WALL_CLOCK);
+    let early = |msr: &&Msr| !late(msr) && !plan.msrs.is_fresh(msr);
     msr::write(vcpu, state.msrs.iter().filter(early)).map_err(msr_error)?;
     load_tsc(index, vcpu, state.tsc, plan, clock)?;
     vcpu.set_xcrs(xcrs).map_err(ioctl(index, "KVM_SET_XCRS"))?;

@@ -2,7 +2,7 @@
 //!
 //! 1. The list is KVM's own, and what it leaves out (MTRRs, machine check banks), less what is not state of this guest's.
 //! 2. It is probed once a VM: a register that the host lists but cannot read is not found out about in the downtime.
-//! 3. The order is one in which they can be written.
+//! 3. The order is one in which they can be written. What a fresh vCPU has anyway is not written.
 
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
@@ -71,22 +71,32 @@ pub enum MsrError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MsrPlan {
     indices: Vec<u32>,
+    /// What a fresh vCPU has in them, by index.
+    fresh: Vec<(u32, u64)>,
 }
 
 impl MsrPlan {
     /// Finds the registers that can be read from this vCPU (fresh, with its CPUID).
     pub fn probe(vcpu: &VcpuFd, host: &HostCaps, caps: &VmCaps) -> Result<Self, errno::Error> {
         let mut indices = candidates(&host.msrs, caps.mcg_cap);
-        let mut readable = Vec::with_capacity(indices.len());
+        let mut fresh = Vec::with_capacity(indices.len());
         while !indices.is_empty() {
             let chunk = &indices[..indices.len().min(KVM_MAX_MSR_ENTRIES)];
-            let count = vcpu.get_msrs(&mut to_msrs(chunk.iter().map(|index| (*index, 0))))?;
-            readable.extend_from_slice(&chunk[..count]);
+            let mut values = to_msrs(chunk.iter().map(|index| (*index, 0)));
+            let count = vcpu.get_msrs(&mut values)?.min(chunk.len());
+            fresh.extend(values.as_slice()[..count].iter().map(|entry| (entry.index, entry.data)));
             // The one after the last that was read cannot be.
             let done = if count < chunk.len() { count + 1 } else { count };
             indices.drain(..done);
         }
-        Ok(Self { indices: readable })
+        let indices = fresh.iter().map(|(index, _)| *index).collect();
+        fresh.sort_unstable();
+        Ok(Self { indices, fresh })
+    }
+
+    /// Whether a fresh vCPU has this value.
+    pub fn is_fresh(&self, msr: &Msr) -> bool {
+        self.fresh.binary_search(&(msr.index, msr.value)).is_ok()
     }
 
     /// Which registers are saved.

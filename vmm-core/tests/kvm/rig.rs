@@ -7,6 +7,7 @@ use kvm_bindings::{kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_core::config::CpuConfig;
+use vmm_core::cpr::format::Section;
 use vmm_core::vcpu::plan::{VcpuPlan, prepare};
 use vmm_core::vcpu::save::VcpuSaver;
 use vmm_core::vcpu::state::VcpuState;
@@ -40,6 +41,18 @@ pub fn wait_until(mut holds: impl FnMut() -> bool) -> bool {
         }
     }
     false
+}
+
+/// Where the guest has its kvmclock and its wall clock.
+const PVCLOCK: u64 = 0x4000;
+const WALL_CLOCK: u64 = 0x4100;
+
+/// What kvmclock shows.
+#[derive(Debug)]
+pub struct Kvmclock {
+    pub ns: u64,
+    /// The guest was told that it stood still (`PVCLOCK_GUEST_STOPPED`).
+    pub stopped: bool,
 }
 
 /// All of a machine's state but its RAM.
@@ -166,6 +179,37 @@ impl Machine {
         ioctls::set_xsave(vcpu, size, &area).unwrap();
     }
 
+    /// Turns kvmclock on, as a guest would.
+    pub fn enable_kvmclock(&self, system_time: u32, wall_clock: u32) {
+        let msrs = [(system_time, PVCLOCK | 1), (wall_clock, WALL_CLOCK)]
+            .map(|(index, value)| vmm_core::vcpu::state::Msr { index, value });
+        vmm_core::x86::msr::write(&self.vcpus[0], msrs.iter()).unwrap();
+    }
+
+    /// Wipes what KVM wrote for kvmclock, so that what is there later was written later.
+    pub fn clear_kvmclock(&self) {
+        self.ram.write_slice(&[0; 32], GuestAddress(PVCLOCK)).unwrap();
+        self.ram.write_slice(&[0; 12], GuestAddress(WALL_CLOCK)).unwrap();
+    }
+
+    /// kvmclock as the guest would have computed it where it read the TSC last (`struct pvclock_vcpu_time_info`).
+    pub fn kvmclock(&self) -> Kvmclock {
+        let at = |offset| GuestAddress(PVCLOCK + offset);
+        let [stamp, system]: [u64; 2] = [8, 16].map(|offset| self.ram.read_obj(at(offset)).unwrap());
+        let multiplier: u32 = self.ram.read_obj(at(24)).unwrap();
+        let [shift, flags]: [u8; 2] = self.ram.read_obj(at(28)).unwrap();
+        let delta = u128::from(self.read_u64(crate::guest::TSC).saturating_sub(stamp));
+        let shift = shift.cast_signed();
+        let delta = if shift < 0 { delta >> -shift } else { delta << shift };
+        Kvmclock { ns: system + ((delta * u128::from(multiplier)) >> 32) as u64, stopped: flags & 2 != 0 }
+    }
+
+    /// The wall clock of the guest's boot in ns (`struct pvclock_wall_clock`).
+    pub fn wall_clock(&self) -> u64 {
+        let [seconds, ns]: [u32; 2] = self.ram.read_obj(GuestAddress(WALL_CLOCK + 4)).unwrap();
+        u64::from(seconds) * 1_000_000_000 + u64::from(ns)
+    }
+
     pub fn save(&self) -> Saved {
         let mut savers: Vec<_> =
             (0..self.vcpus.len()).map(|i| VcpuSaver::new(i as u32, Arc::clone(&self.plan))).collect();
@@ -219,7 +263,7 @@ pub fn check_patterns(state: &VcpuState) {
     }
 }
 
-pub const STEPS: [&str; 7] = [
+pub const STEPS: [&str; 9] = [
     "save: MP state of a vCPU",
     "save: a vCPU",
     "save: interrupt chips and PIT",
@@ -227,11 +271,13 @@ pub const STEPS: [&str; 7] = [
     "load: a vCPU",
     "load: interrupt chips and PIT",
     "load: clock and after",
+    "encoding a vCPU",
+    "decoding a vCPU",
 ];
 
 /// One handover of one vCPU, timed by step.
-pub fn time(first: &mut Machine, second: &mut Machine) -> [Duration; 7] {
-    let mut times = [Duration::ZERO; 7];
+pub fn time(first: &mut Machine, second: &mut Machine) -> [Duration; 9] {
+    let mut times = [Duration::ZERO; 9];
     let mut start = Instant::now();
     let mut lap = |step: usize| {
         times[step] = start.elapsed();
@@ -253,5 +299,9 @@ pub fn time(first: &mut Machine, second: &mut Machine) -> [Duration; 7] {
     resumption.load_clock(&second.vm).unwrap();
     load::after_clock(0, &second.vcpus[0], &vcpu).unwrap();
     lap(6);
+    let bytes = vcpu.encode(VcpuState::VERSION).unwrap();
+    lap(7);
+    VcpuState::decode(VcpuState::VERSION, &bytes).unwrap();
+    lap(8);
     times
 }

@@ -1,21 +1,8 @@
-//! Temporary stand-in.
-use std::sync::Arc;
-use crate::cpr::format::*;
-use crate::devices::*;
-/// Stub.
-#[derive(Debug)]
-pub struct I8042;
-/// Stub.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub struct I8042State;
-impl Section for I8042State { const KIND: SectionKind = SectionKind::I8042; const VERSION: u16 = 1; const OLDEST: u16 = 1; }
-impl Device for I8042 {
- fn id(&self) -> &'static str { "i8042" }
- fn save(&self, _: &mut StateWriter) -> Result<(), DeviceError> { Ok(()) }
- fn load(&self, _: &mut StateReader) -> Result<(), DeviceError> { Ok(()) }
-}
-impl vm_device::DevicePio for I8042 {
- fn pio_read(&self, _: vm_device::bus::PioAddress, _: u16, _: &mut [u8]) {}
- fn pio_write(&self, _: vm_device::bus::PioAddress, _: u16, _: &[u8]) {}
-}
-#[allow(missing_docs)] impl I8042 { pub fn new(_: RequestSink) -> Arc<Self> { Arc::new(Self) } }
+//! The keyboard controller, as far as a reset by it goes.
+//!
+//! 1. 0xFE to its command port resets the machine; nothing else has an effect, and it has no keyboard.
+//! 2. It holds no state, so it saves none.
+
+mod device;
+
+pub use self::device::I8042;

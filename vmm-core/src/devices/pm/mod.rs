@@ -1,21 +1,13 @@
-//! Temporary stand-in.
-use std::sync::Arc;
-use crate::cpr::format::*;
-use crate::devices::*;
-/// Stub.
-#[derive(Debug)]
-pub struct Pm;
-/// Stub.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub struct PmState;
-impl Section for PmState { const KIND: SectionKind = SectionKind::Pm; const VERSION: u16 = 1; const OLDEST: u16 = 1; }
-impl Device for Pm {
- fn id(&self) -> &'static str { "pm" }
- fn save(&self, _: &mut StateWriter) -> Result<(), DeviceError> { Ok(()) }
- fn load(&self, _: &mut StateReader) -> Result<(), DeviceError> { Ok(()) }
-}
-impl vm_device::DevicePio for Pm {
- fn pio_read(&self, _: vm_device::bus::PioAddress, _: u16, _: &mut [u8]) {}
- fn pio_write(&self, _: vm_device::bus::PioAddress, _: u16, _: &[u8]) {}
-}
-#[allow(missing_docs)] impl Pm { pub fn new(_: Arc<dyn IrqLine>, _: RequestSink) -> Arc<Self> { Arc::new(Self) } pub fn press_power_button(&self) {} }
+//! ACPI power management: PM1 status, enable and control registers, the power button, and the reset register.
+//!
+//! 1. The SCI is high exactly while an event is both set in the status and enabled (ACPI 6.5, 4.8.3.1).
+//! 2. The machine is in ACPI mode from the start and stays there: `SCI_EN` reads as set.
+//! 3. A press of the power button while the device is quiesced is kept, and seen by whoever resumes it.
+//! 4. After a load the SCI is driven anew from the registers.
+
+mod device;
+mod registers;
+mod state;
+
+pub use self::device::Pm;
+pub use self::state::PmState;

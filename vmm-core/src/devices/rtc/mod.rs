@@ -1,21 +1,15 @@
-//! Temporary stand-in.
-use std::sync::Arc;
-use crate::cpr::format::*;
-use crate::devices::*;
-/// Stub.
-#[derive(Debug)]
-pub struct Rtc;
-/// Stub.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub struct RtcState;
-impl Section for RtcState { const KIND: SectionKind = SectionKind::Rtc; const VERSION: u16 = 1; const OLDEST: u16 = 1; }
-impl Device for Rtc {
- fn id(&self) -> &'static str { "rtc" }
- fn save(&self, _: &mut StateWriter) -> Result<(), DeviceError> { Ok(()) }
- fn load(&self, _: &mut StateReader) -> Result<(), DeviceError> { Ok(()) }
-}
-impl vm_device::DevicePio for Rtc {
- fn pio_read(&self, _: vm_device::bus::PioAddress, _: u16, _: &mut [u8]) {}
- fn pio_write(&self, _: vm_device::bus::PioAddress, _: u16, _: &[u8]) {}
-}
-#[allow(missing_docs)] impl Rtc { pub fn new() -> Arc<Self> { Arc::new(Self) } }
+//! The CMOS RTC: an MC146818 clock with 128 bytes of battery-backed RAM.
+//!
+//! 1. Its time is the host's `CLOCK_REALTIME` plus an offset that is 0 until the guest sets the clock; the offset is
+//!    what is saved, so the clock goes on over a handover, however long that takes.
+//! 2. `UIP` is set for the last 244 µs before each second, as the chip does it, so a guest that looks at it never
+//!    reads a time that is half old and half new.
+//! 3. It has no interrupt: alarms can be written and read back, and never come. The DSDT names none.
+
+mod calendar;
+mod clock;
+mod device;
+mod state;
+
+pub use self::device::Rtc;
+pub use self::state::RtcState;

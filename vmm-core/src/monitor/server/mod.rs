@@ -44,7 +44,7 @@ pub enum MonitorError {
     )]
     NoSocket(String),
     /// A system call failed.
-    #[error("monitor socket {path}: {doing}: {source}")]
+    #[error("monitor socket {path}: {doing}")]
     Io {
         /// The socket's path.
         path: String,

@@ -8,6 +8,8 @@
 mod entry;
 mod missing;
 mod template;
+#[cfg(test)]
+mod tests;
 mod topology;
 
 pub use self::entry::{CpuidEntry, Register};
