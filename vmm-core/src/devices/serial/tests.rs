@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
 use vm_device::DevicePio;
@@ -162,6 +162,15 @@ fn client(path: &PathBuf) -> UnixStream {
     stream
 }
 
+/// Tries until it is done, for at most ten seconds.
+fn until(mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(10), "it never came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Bytes in which a lost or repeated one shows.
 fn counting(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8).collect()
@@ -194,10 +203,11 @@ fn a_client_keeps_its_connection_and_gets_every_byte_once_and_in_order() {
         seen.extend_from_slice(&some[..n]);
         port = port.hand_over(&config);
     }
-    while seen.len() < sent {
+    until(|| {
         seen.extend(arrived(&reader));
         port.turn();
-    }
+        seen.len() >= sent
+    });
     assert!(sent > 5 * 40_000);
     assert_eq!(seen, counting(sent));
     reader.write_all(b"still here").unwrap();
@@ -333,10 +343,11 @@ fn a_slow_reader_holds_the_guest_back_and_an_interrupt_lets_it_go_on() {
     let mut seen = arrived(&reader);
     port.turn();
     assert_eq!((port.interrupts(), port.inb(LSR) & THR_EMPTY), (before + 1, THR_EMPTY));
-    while seen.len() < sent {
+    until(|| {
         seen.extend(arrived(&reader));
         port.turn();
-    }
+        seen.len() >= sent
+    });
     assert_eq!(seen, counting(sent));
 }
 
@@ -372,10 +383,11 @@ fn output_waits_for_the_first_client_after_a_reboot() {
     target.turn();
     assert_eq!(target.inb(LSR) & THR_EMPTY, THR_EMPTY, "nobody holds the guest back");
     let next = client(&path);
-    while seen.len() < sent {
+    until(|| {
         target.turn();
         seen.extend(arrived(&next));
-    }
+        seen.len() >= sent
+    });
     assert_eq!(seen, counting(sent));
 }
 
@@ -507,17 +519,17 @@ fn a_terminal_that_is_opened_and_closed_gets_what_is_sent_while_it_is_open() {
             .unwrap();
         port.print(b"login: ");
         let mut seen = Vec::new();
-        while seen.len() < 7 {
-            std::thread::sleep(Duration::from_millis(1));
+        until(|| {
             seen.extend(arrived(&terminal));
-        }
+            seen.len() >= 7
+        });
         assert_eq!(seen, b"login: ");
         terminal.write_all(b"root\r").unwrap();
         let mut typed = Vec::new();
-        while typed.len() < 5 {
-            std::thread::sleep(Duration::from_millis(1));
+        until(|| {
             typed.extend(port.read_all());
-        }
+            typed.len() >= 5
+        });
         assert_eq!(typed, b"root\r");
         port = port.hand_over(&ChardevConfig::Pty);
         assert_eq!(port.serial.pty_path().unwrap(), path);
@@ -557,9 +569,10 @@ fn standard_streams_that_would_wait_do_not_hold_a_vcpu() {
         seen
     });
     let mut port = port;
-    while port.save().len() > 1000 {
-        port.events.run_with_timeout(100).unwrap();
-    }
+    until(|| {
+        port.turn();
+        port.save().len() < 1000
+    });
     drop(port);
     assert_eq!(reader.join().unwrap(), counting(sent));
 }
