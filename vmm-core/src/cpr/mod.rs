@@ -4,6 +4,7 @@ pub mod blockers;
 pub mod fds;
 pub mod format;
 pub mod ownership;
+pub mod reboot;
 
 use std::fmt;
 use std::str::FromStr;

@@ -53,7 +53,7 @@ impl<'de, T: FromBytes> Deserialize<'de> for KernelBytes<T> {
 
 struct BytesVisitor<T>(PhantomData<T>);
 
-impl<'de, T: FromBytes> Visitor<'de> for BytesVisitor<T> {
+impl<T: FromBytes> Visitor<'_> for BytesVisitor<T> {
     type Value = KernelBytes<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -387,7 +387,7 @@ fn inspection_names_the_damaged_section_and_shows_the_rest() {
 #[test]
 fn inspection_goes_as_far_as_the_bytes_do() {
     let bytes = state();
-    let truncated = inspect(&bytes[..PAYLOADS + 1], &versions());
+    let truncated = inspect(&bytes[..PAYLOADS + 2], &versions());
     assert_eq!((truncated.sections.len(), truncated.sections[0].verdict.as_str()), (4, "truncated"));
     let mut newer = bytes.clone();
     newer[8] = 2;

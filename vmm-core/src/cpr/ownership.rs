@@ -1,1 +1,0 @@
-//! Ownership of a guest between two processes.
