@@ -1,2 +1,38 @@
-//! cpr-save
-fn main() {}
+//! `cpr-save`: hands a running guest over, and says how that went.
+
+mod check;
+mod exit;
+mod flags;
+mod guest;
+mod handover;
+mod progress;
+mod signals;
+mod verbs;
+
+use std::process::ExitCode;
+
+use crate::flags::{Action, Invocation};
+use crate::progress::Progress;
+
+fn main() -> ExitCode {
+    let invocation = Invocation::from_command_line();
+    tracing_subscriber::fmt()
+        .with_env_filter(invocation.log.clone())
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    let progress = Progress::new(invocation.json);
+    let result = match &invocation.action {
+        Action::Handover(plan) => handover::run(&invocation.vm, plan, &progress),
+        Action::Check(plan) => check::run(&invocation.vm, plan, &progress),
+        Action::Status => verbs::status(&invocation.vm, &progress),
+        Action::Stop => verbs::stop(&invocation.vm, &progress),
+        Action::Cont => verbs::cont(&invocation.vm, &progress),
+        Action::Cancel => verbs::cancel(&invocation.vm, &progress),
+        Action::Quit => verbs::quit(&invocation.vm, &progress),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => progress.failed(&failure),
+    }
+}

@@ -1,1 +1,5 @@
 //! The test harness.
+
+pub mod guests;
+pub mod harness;
+pub mod lab;

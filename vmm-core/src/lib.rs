@@ -12,5 +12,6 @@ pub mod devices;
 pub mod machine;
 pub mod memory;
 pub mod monitor;
+pub mod owner;
 pub mod vcpu;
 pub mod x86;

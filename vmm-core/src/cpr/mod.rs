@@ -1,10 +1,15 @@
 //! CheckPoint and Restart: what moves, how, and who owns the guest meanwhile.
 
 pub mod blockers;
+pub mod error;
+pub mod exec;
 pub mod fds;
 pub mod format;
+pub mod observer;
 pub mod ownership;
 pub mod reboot;
+pub mod report;
+pub mod transfer;
 
 use std::fmt;
 use std::str::FromStr;

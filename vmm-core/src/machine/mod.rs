@@ -1,1 +1,349 @@
-//! machine.
+//! Builds a machine cold or from saved state; owns its run state.
+//!
+//! 1. `build` makes everything that can be made while the guest still runs elsewhere: VM, slots, vCPU threads, devices.
+//! 2. `cold` puts a kernel or firmware in it; `incoming` puts saved state in it. Either gives a [`Loaded`], which
+//!    enters the guest only with a [`Claim`](crate::cpr::ownership::Claim).
+//! 3. A [`Machine`] can be stopped and go on; [`Stopped`] is the only thing that can be saved.
+
+mod build;
+mod cold;
+pub mod events;
+mod exits;
+mod incoming;
+mod irq;
+pub mod run_state;
+pub mod state;
+mod stopped;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kvm_ioctls::VmFd;
+
+pub use self::build::Devices;
+pub use self::incoming::{Incoming, Overrides, RamSource};
+use self::run_state::{IllegalStep, RunState};
+use self::state::{MachineState, RunStateRecord};
+pub use self::stopped::Stopped;
+use crate::config::{ConfigError, MachineConfig};
+use crate::cpr::Mode;
+use crate::cpr::blockers::Blocker;
+use crate::cpr::fds::{FdError, FdTable};
+use crate::cpr::format::{FormatError, HeaderInfo, StateWriter, Versions};
+use crate::cpr::ownership::Claim;
+use crate::devices::DeviceError;
+use crate::memory::{GuestRam, MemoryError, RamBlock};
+use crate::vcpu::group::{VcpuError, Vcpus};
+use crate::vcpu::thread::StopTimeout;
+use crate::x86::boot::BootError;
+use crate::x86::caps::CapsError;
+use crate::x86::clock::ClockError;
+use crate::x86::irqchip::VmStateError;
+use crate::x86::platform::{Platform, PlatformError};
+
+/// How long `stop` waits for the vCPUs.
+const STOP: Duration = Duration::from_secs(5);
+
+/// Why a machine could not be built, stopped, saved or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// /dev/kvm cannot be used.
+    #[error("{doing}: {source}")]
+    Kvm {
+        /// What was being done.
+        doing: &'static str,
+        /// What the kernel answered.
+        source: vmm_sys_util::errno::Error,
+    },
+    /// This host lacks capabilities.
+    #[error(transparent)]
+    Caps(#[from] CapsError),
+    /// This host lacks what the guest was shown.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    /// RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Kernel, initrd or firmware.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A firmware image could not be read.
+    #[error("reading firmware {path}: {source}")]
+    Firmware {
+        /// Its path.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// A vCPU did not stop.
+    #[error(transparent)]
+    Stop(#[from] StopTimeout),
+    /// The interrupt chips.
+    #[error(transparent)]
+    Vm(#[from] VmStateError),
+    /// The clock.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Sections.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Descriptors.
+    #[error(transparent)]
+    Fd(#[from] FdError),
+    /// The run state does not allow it.
+    #[error(transparent)]
+    Step(#[from] IllegalStep),
+    /// The guest is ending by itself.
+    #[error("the guest has powered off, reset or crashed: there is nothing to hand over")]
+    Ended,
+    /// A thread could not be started.
+    #[error("starting a vCPU's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl MachineError {
+    /// What is in the way, where it is this host.
+    pub fn blockers(&self) -> Vec<Blocker> {
+        match self {
+            Self::Platform(error) => vec![Blocker::new("cpu", error.to_string())],
+            Self::Caps(error) => vec![Blocker::new("kvm", error.to_string())],
+            Self::Memory(error) => vec![Blocker::new("memory", error.to_string())],
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl From<crate::vcpu::state::VcpuStateError> for MachineError {
+    fn from(error: crate::vcpu::state::VcpuStateError) -> Self {
+        Self::Vcpu(error.into())
+    }
+}
+
+/// An error while loading: the same as any of the machine's.
+pub type LoadError = MachineError;
+
+/// A guest with its VM, vCPUs, RAM and devices.
+#[derive(Debug)]
+pub struct Machine {
+    config: MachineConfig,
+    platform: Platform,
+    vcpus: Vcpus,
+    devices: Devices,
+    ram: GuestRam,
+    blocks: Vec<RamBlock>,
+    vm: Arc<VmFd>,
+    state: Mutex<RunState>,
+    ended: Arc<AtomicBool>,
+    claim: Mutex<Option<Claim>>,
+}
+
+/// A machine with its state in it, not yet entered.
+#[derive(Debug)]
+pub struct Loaded {
+    machine: Machine,
+    run_state: RunState,
+}
+
+impl Loaded {
+    /// Whether entering it will let its vCPUs run: a guest that was paused stays paused.
+    pub fn will_run(&self) -> bool {
+        self.run_state == RunState::Running
+    }
+
+    /// Makes a guest that ran wait for `cont`.
+    #[must_use]
+    pub fn paused(mut self) -> Self {
+        if self.run_state == RunState::Running {
+            self.run_state = RunState::Paused;
+        }
+        self
+    }
+
+    /// Lets the guest go on, or stay paused if it was. The claim is the proof that it is ours.
+    pub fn enter(self, claim: Claim) -> Machine {
+        *self.machine.lock_claim() = Some(claim);
+        for device in self.machine.devices.all() {
+            device.resume();
+        }
+        *self.machine.lock_state() = self.run_state;
+        if self.run_state == RunState::Running {
+            self.machine.vcpus.enter();
+        }
+        self.machine
+    }
+}
+
+impl Machine {
+    /// What it is made of.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Its devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// Its main RAM.
+    pub fn ram_block(&self) -> Option<&RamBlock> {
+        self.blocks.first()
+    }
+
+    /// How many vCPUs it has.
+    pub fn vcpu_count(&self) -> u32 {
+        self.vcpus.count()
+    }
+
+    /// The vCPU threads' ids in the kernel.
+    pub fn vcpu_threads(&self) -> Vec<i32> {
+        self.vcpus.thread_ids()
+    }
+
+    /// Bytes of RAM.
+    pub fn ram_size(&self) -> u64 {
+        self.config.memory.size.0
+    }
+
+    /// What the guest is doing.
+    pub fn run_state(&self) -> RunState {
+        *self.lock_state()
+    }
+
+    fn lock_claim(&self) -> MutexGuard<'_, Option<Claim>> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, RunState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the vCPUs. `false` if they were stopped.
+    pub fn stop(&self) -> Result<bool, MachineError> {
+        let mut state = self.lock_state();
+        if *state == RunState::Paused {
+            return Ok(false);
+        }
+        state.step(RunState::Paused)?;
+        if let Err(error) = self.vcpus.park(Instant::now() + STOP) {
+            *state = RunState::Running;
+            self.vcpus.enter();
+            return Err(error.into());
+        }
+        Ok(true)
+    }
+
+    /// Lets the vCPUs go on. `false` if they run.
+    pub fn cont(&self) -> Result<bool, MachineError> {
+        let mut state = self.lock_state();
+        if *state == RunState::Running {
+            return Ok(false);
+        }
+        state.step(RunState::Running)?;
+        self.vcpus.note_pause();
+        self.vcpus.enter();
+        Ok(true)
+    }
+
+    /// Stops the vCPUs for good: the guest powered off or cannot go on.
+    pub fn end(&self, state: RunState) {
+        let mut now = self.lock_state();
+        if let Err(error) = self.vcpus.park(Instant::now() + STOP) {
+            tracing::error!("{error}");
+        }
+        *now = state;
+    }
+
+    /// Whether `system_reset` makes sense now.
+    pub fn may_reset(&self) -> Result<(), IllegalStep> {
+        let from = self.run_state();
+        if from.can_be_handed_over() { Ok(()) } else { Err(IllegalStep { from, to: RunState::Running }) }
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) -> Result<(), IllegalStep> {
+        self.may_reset()?;
+        self.devices.pm.press_power_button();
+        Ok(())
+    }
+
+    /// What stands in the way of a handover in this mode.
+    pub fn blockers(&self, mode: Mode) -> Vec<Blocker> {
+        let ram = self.blocks.iter().filter_map(|block| block.survives(mode));
+        let devices = self.devices.all().flat_map(|device| device.blockers(mode));
+        let state = self.run_state();
+        let step = (!state.can_be_handed_over())
+            .then(|| Blocker::new("run state", format!("the guest is {state}; it cannot be handed over")));
+        step.into_iter().chain(ram).chain(devices).collect()
+    }
+
+    /// The descriptors that stay open over a handover in this mode, duplicated.
+    pub fn descriptors(&self, mode: Mode) -> Result<FdTable, MachineError> {
+        let mut fds = FdTable::new();
+        for block in &self.blocks {
+            block.register(&mut fds)?;
+        }
+        for device in self.devices.all() {
+            device.descriptors(mode, &mut fds)?;
+        }
+        Ok(fds)
+    }
+
+    /// What the head of its saved state says.
+    pub fn header(&self, mode: Mode) -> HeaderInfo {
+        HeaderInfo {
+            mode,
+            guest_name: self.config.name.clone(),
+            guest_uuid: self.config.uuid,
+            writer: build_name(),
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+        }
+    }
+
+    /// Writes what the guest is made of: what does not change while it runs.
+    pub fn describe(&self, mode: Mode, out: &mut StateWriter) -> Result<(), MachineError> {
+        let state = MachineState { config: self.config.to_toml()?, platform: self.platform.clone() };
+        out.put(0, &state)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            out.put(index as u32, &block.state(mode)?)?;
+        }
+        Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+}
+
+/// This build's name and version, for people and for headers.
+pub fn build_name() -> String {
+    format!("cpr {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// The versions of every section that this build reads and writes.
+pub fn readable_versions() -> Versions {
+    Versions::new()
+        .with::<MachineState>()
+        .with::<RunStateRecord>()
+        .with::<crate::memory::RamBlockState>()
+        .with::<crate::vcpu::state::VcpuState>()
+        .with::<crate::x86::irqchip::VmState>()
+        .with::<crate::x86::clock::ClockState>()
+        .with::<crate::devices::serial::SerialState>()
+        .with::<crate::devices::chardev::ChardevState>()
+        .with::<crate::devices::rtc::RtcState>()
+        .with::<crate::devices::pm::PmState>()
+        .with::<crate::cpr::exec::state::DescriptorNumbers>()
+        .with::<crate::cpr::exec::state::Journey>()
+        .with::<crate::cpr::reboot::stamp::RamStamp>()
+        .with::<crate::monitor::server::MonitorState>()
+}

@@ -39,13 +39,15 @@ pub enum SectionKind {
     RamStamp = 13,
     /// The keyboard controller.
     I8042 = 14,
+    /// When and how an exec began.
+    Journey = 15,
     /// The last section, empty.
     End = 0xffff_ffff,
 }
 
 impl SectionKind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Machine,
         Self::Ram,
         Self::Descriptors,
@@ -60,6 +62,7 @@ impl SectionKind {
         Self::Monitor,
         Self::RamStamp,
         Self::I8042,
+        Self::Journey,
         Self::End,
     ];
 
@@ -85,6 +88,7 @@ impl SectionKind {
             Self::Monitor => "monitor",
             Self::RamStamp => "ram-stamp",
             Self::I8042 => "i8042",
+            Self::Journey => "journey",
             Self::End => "end",
         }
     }

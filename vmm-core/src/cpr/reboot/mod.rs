@@ -1,12 +1,11 @@
-//! Reboot: state goes to a file, RAM stays where it is, a later process loads both.
+//! `cpr-reboot`: state to a file, RAM left in place, a later process loads it.
 //!
-//! 1. The file under its name is the old one or the new one, never half of one ([`mod@file`]).
-//! 2. A state file is loaded with the RAM it was saved with, unchanged since, and once ([`stamp`]).
-//! 3. Until a loader has claimed the guest, the source can take it back.
-//!
-//! The order: [`file::StateFile::create`] and [`reserve`](file::StateFile::reserve) while the guest runs; it stops;
-//! [`stamp::Stamp::renew`] gives the [`stamp::RamStamp`] section; the file is published; the guest is offered. The
-//! loader reads the file, [checks](stamp::Stamp::check) its RAM's stamp, loads, and claims.
+//! 1. The file is there whole or not at all ([`file`]); room for it is reserved before the guest stops.
+//! 2. RAM and file are tied to each other ([`stamp`]): RAM of another guest, or RAM that has run on, is refused.
+//! 3. A file can be loaded once: who loads it claims the guest by the ownership word beside the RAM.
+//! 4. [`save`] and [`load`] are the two sides.
 
 pub mod file;
+pub mod load;
+pub mod save;
 pub mod stamp;

@@ -1,0 +1,28 @@
+//! `check`.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+use vmm_core::cpr::reboot::load;
+
+use crate::flags::Check;
+
+/// Nothing is in the way, or exit code 3 with all that is.
+const REFUSED: u8 = 3;
+
+/// Says whether this host and this build can load a file, and what is in the way.
+pub fn check(check: &Check) -> anyhow::Result<ExitCode> {
+    let blockers = load::check(&check.file, &check.set);
+    let file = check.file.display();
+    if check.json {
+        println!("{}", json!({"file": check.file, "loadable": blockers.is_empty(), "blockers": blockers}));
+    } else if blockers.is_empty() {
+        println!("{file} can be loaded here");
+    } else {
+        println!("{file} cannot be loaded here:");
+        for blocker in &blockers {
+            println!("  {blocker}");
+        }
+    }
+    Ok(if blockers.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
+}

@@ -1,0 +1,23 @@
+//! `resume`.
+
+use std::process::ExitCode;
+
+use vmm_core::cpr::transfer::target::TargetError;
+use vmm_core::owner::{Options, Owner, OwnerError};
+
+use super::ended;
+use crate::flags::Resume;
+
+/// Takes a guest over and serves it to its end.
+pub fn resume(resume: Resume) -> anyhow::Result<ExitCode> {
+    let options = Options { monitor: resume.monitor, paused: resume.paused, set: resume.set };
+    match Owner::new(options)?.resume(resume.from) {
+        // It was only asked whether it could, and it could.
+        Err(OwnerError::Transfer(TargetError::Probe)) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.guest_is_lost() => {
+            eprintln!("cpr-load: {error}");
+            Ok(ExitCode::from(4))
+        }
+        result => Ok(ended(result?)),
+    }
+}

@@ -1,0 +1,111 @@
+//! `boot`: a configuration from a file, from flags, or from a file that flags override.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use vmm_core::config::{BootConfig, ChardevConfig, CpuConfig, MachineConfig, MemoryConfig, Uuid};
+
+/// A guest that is to be booted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// What it is made of; valid.
+    pub config: MachineConfig,
+    /// Where its monitor listens; `None`: the runtime directory.
+    pub monitor: Option<PathBuf>,
+    /// Whether it waits for `cont` before its first instruction.
+    pub paused: bool,
+}
+
+#[derive(Args)]
+pub(super) struct Flags {
+    /// A TOML file with the guest's configuration; flags override what it says
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The guest's name
+    #[arg(long, required_unless_present = "config")]
+    name: Option<String>,
+    /// The guest's identity [default: random]
+    #[arg(long)]
+    uuid: Option<Uuid>,
+    /// Number of vCPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    cpus: Option<u16>,
+    /// RAM: size=…[,backing=memfd|hugetlb|file|dax][,page-size=2M|1G][,path=…]
+    #[arg(long, value_name = "size=…", required_unless_present = "config")]
+    memory: Option<MemoryConfig>,
+    /// A bzImage or an ELF kernel
+    #[arg(long, value_name = "FILE", conflicts_with = "firmware")]
+    kernel: Option<PathBuf>,
+    /// An initial RAM disk for the kernel
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// A ROM image that ends at 4 GiB; the first vCPU starts at the reset vector in it
+    #[arg(long, value_name = "FILE")]
+    firmware: Option<PathBuf>,
+    /// Where the serial port goes: null, stdio, pty, file:PATH or unix:PATH [default: null]
+    #[arg(long, value_name = "TO")]
+    serial: Option<ChardevConfig>,
+    /// CPU features hidden from the guest
+    #[arg(long, value_name = "FEATURE,…", value_delimiter = ',')]
+    cpu_mask: Option<Vec<String>>,
+    /// Let the guest run guests of its own
+    #[arg(long)]
+    nested: bool,
+    /// Where the monitor listens [default: NAME.sock in the runtime directory]
+    #[arg(long, value_name = "PATH")]
+    monitor: Option<PathBuf>,
+    /// Wait for `cont` before the first instruction
+    #[arg(long)]
+    paused: bool,
+}
+
+impl Flags {
+    pub(super) fn check(self) -> anyhow::Result<Boot> {
+        let mut config = match &self.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("reading configuration {}", path.display()))?;
+                MachineConfig::from_toml(&text).with_context(|| path.display().to_string())?
+            }
+            None => MachineConfig {
+                name: self.name.clone().ok_or_else(|| anyhow!("--name is missing"))?,
+                uuid: Uuid::random(),
+                cpus: 1,
+                cpu: CpuConfig::default(),
+                memory: self.memory.clone().ok_or_else(|| anyhow!("--memory is missing"))?,
+                boot: BootConfig::default(),
+                serial: ChardevConfig::default(),
+            },
+        };
+        // A kernel takes the place of the file's firmware, and the other way round.
+        if self.kernel.is_some() {
+            config.boot.firmware = None;
+        }
+        if self.firmware.is_some() {
+            (config.boot.kernel, config.boot.initrd) = (None, None);
+        }
+        replace(&mut config.name, self.name);
+        replace(&mut config.uuid, self.uuid);
+        replace(&mut config.cpus, self.cpus);
+        replace(&mut config.cpu.mask, self.cpu_mask);
+        config.cpu.nested |= self.nested;
+        replace(&mut config.memory, self.memory);
+        replace(&mut config.boot.kernel, self.kernel.map(Some));
+        replace(&mut config.boot.initrd, self.initrd.map(Some));
+        replace(&mut config.boot.cmdline, self.cmdline);
+        replace(&mut config.boot.firmware, self.firmware.map(Some));
+        replace(&mut config.serial, self.serial);
+        config.validate()?;
+        Ok(Boot { config, monitor: self.monitor, paused: self.paused })
+    }
+}
+
+fn replace<T>(value: &mut T, by: Option<T>) {
+    if let Some(by) = by {
+        *value = by;
+    }
+}

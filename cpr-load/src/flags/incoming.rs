@@ -1,0 +1,145 @@
+//! `resume`, `check` and `inspect`: where a guest comes from.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use clap::Args;
+use vmm_core::cpr::exec::command::Arrival;
+use vmm_core::monitor::{Address, Channels, Incoming};
+use vmm_core::owner::Origin;
+
+/// A guest that is to be taken over.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// Where from.
+    pub from: Origin,
+    /// `KEY=VALUE` of what differs here, in order (`MachineConfig::set`).
+    pub set: Vec<String>,
+    /// Where a monitor listens from the start; `None`: the guest brings its own.
+    pub monitor: Option<PathBuf>,
+    /// Whether the guest waits for `cont`, even if it ran.
+    pub paused: bool,
+}
+
+/// A file that is asked about.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Check {
+    /// The file.
+    pub file: PathBuf,
+    /// `KEY=VALUE` of what would differ here.
+    pub set: Vec<String>,
+    /// Whether the answer is JSON.
+    pub json: bool,
+}
+
+/// A file that is shown.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Inspect {
+    /// The file.
+    pub file: PathBuf,
+    /// Whether the answer is JSON.
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct ResumeFlags {
+    /// The socket to listen on for a process that hands over, the file to load, or `defer`: wait for migrate-incoming
+    #[arg(long, value_name = "unix:PATH|file:PATH|defer")]
+    from: String,
+    /// The socket for the state, where it is another one than that for descriptors
+    #[arg(long, value_name = "unix:PATH")]
+    main: Option<String>,
+    /// What differs here: memory.path=PATH, serial=…, cpu.mask=FEATURE,…, name=NAME
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Where a monitor listens from the start [default: the guest's own, once it is here]
+    #[arg(long, value_name = "PATH")]
+    monitor: Option<PathBuf>,
+    /// Let the guest wait for `cont`, even if it ran
+    #[arg(long)]
+    paused: bool,
+}
+
+#[derive(Args)]
+pub(super) struct CheckFlags {
+    /// The file
+    #[arg(long, value_name = "file:PATH")]
+    from: String,
+    /// What would differ here, as for resume
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct InspectFlags {
+    /// The file
+    file: PathBuf,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl ResumeFlags {
+    pub(super) fn check(self) -> anyhow::Result<Resume> {
+        let from = if self.from == "defer" {
+            ensure!(
+                self.main.is_none(),
+                "--main does not go with --from defer: migrate-incoming names both channels"
+            );
+            ensure!(
+                self.monitor.is_some(),
+                "--from defer needs --monitor PATH, for migrate-incoming to come in"
+            );
+            Origin::Deferred
+        } else if let Some(arrival) = self.from.strip_prefix("exec:") {
+            let arrival = Arrival::parse(arrival);
+            Origin::Exec(
+                arrival.ok_or_else(|| anyhow!("--from {}: expected exec:STATE[,FALLBACK]", self.from))?,
+            )
+        } else if let Some(fd) = self.from.strip_prefix("fd:") {
+            Origin::Connected(
+                fd.parse().with_context(|| format!("--from {}: expected fd:NUMBER", self.from))?,
+            )
+        } else {
+            let first = Address::from_uri(&self.from)?;
+            let channels = match self.main {
+                None => Channels { main: Some(first), cpr: None },
+                Some(main) => Channels { main: Some(Address::from_uri(&main)?), cpr: Some(first) },
+            };
+            match channels.incoming()? {
+                Incoming::Unix { cpr, main } => Origin::Listen(cpr, Some(main)),
+                Incoming::File(path) => Origin::File(path),
+            }
+        };
+        check_assignments(&self.set)?;
+        Ok(Resume { from, set: self.set, monitor: self.monitor, paused: self.paused })
+    }
+}
+
+impl CheckFlags {
+    pub(super) fn check(self) -> anyhow::Result<Check> {
+        check_assignments(&self.set)?;
+        match Address::from_uri(&self.from)? {
+            Address::File(file) => Ok(Check { file, set: self.set, json: self.json }),
+            Address::Unix(_) => bail!("--from {}: only a file can be checked; expected file:PATH", self.from),
+        }
+    }
+}
+
+impl InspectFlags {
+    #[expect(clippy::unnecessary_wraps, reason = "every verb's flags are checked the same way")]
+    pub(super) fn check(self) -> anyhow::Result<Inspect> {
+        Ok(Inspect { file: self.file, json: self.json })
+    }
+}
+
+/// Finds a missing `=` now; whether the key may be set is known once the guest is.
+fn check_assignments(set: &[String]) -> anyhow::Result<()> {
+    match set.iter().find(|assignment| !assignment.contains('=')) {
+        Some(bad) => bail!("--set {bad}: expected KEY=VALUE"),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,73 @@
+//! What a handover came to.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+use vmm_core::config::ByteSize;
+use vmm_core::cpr::Mode;
+use vmm_core::monitor::{HandoverReport, MigrationInfo, RunState};
+
+use super::follow::End;
+use crate::guest::Guest;
+
+/// What there is to say about a handover that went well.
+pub struct Report {
+    /// In full, from a VMM that gives one.
+    full: Option<HandoverReport>,
+    /// In short, from any.
+    info: Option<MigrationInfo>,
+    /// The run state of who answered.
+    state: Option<RunState>,
+    /// Whether it is the source that answered, without its guest.
+    pub from_source: bool,
+}
+
+/// Asks for the report. What cannot be had is left out: the guest has moved, and that is what counts.
+pub fn of(guest: &mut Guest, mode: Mode, end: End) -> Report {
+    let full = guest.report().unwrap_or_else(|error| {
+        tracing::warn!(error = %error, "the report could not be had");
+        None
+    });
+    let full = full.filter(|report| report.mode == mode);
+    let state = guest.run_state().ok();
+    Report { full, info: end.info, state, from_source: state == Some(RunState::Postmigrate) }
+}
+
+impl Report {
+    /// For people.
+    pub fn text(&self, mode: Mode) -> String {
+        let mut text = format!("{mode}: done");
+        if let Some(report) = &self.full {
+            for phase in &report.phases {
+                let _ = write!(text, "\n  {:<12} {:>12}", phase.phase, milliseconds(phase.us));
+            }
+            let _ = write!(text, "\n  {:<12} {:>12}", "total", milliseconds(report.total_us));
+            let downtime = report.downtime_us.map_or("not known".to_owned(), milliseconds);
+            let _ = write!(text, "\n  {:<12} {downtime:>12}", "downtime");
+            let _ = write!(
+                text,
+                "\nmoved {} bytes of state, {} descriptors, {} vCPUs; {} of RAM kept in place, {} copied",
+                report.state_bytes,
+                report.descriptors,
+                report.vcpus,
+                ByteSize(report.ram_kept),
+                ByteSize(report.ram_copied),
+            );
+        } else if let Some(info) = &self.info {
+            let times = [("setup", info.setup_time), ("total", info.total_time), ("downtime", info.downtime)];
+            for (name, ms) in times.into_iter().filter_map(|(name, ms)| Some((name, ms?))) {
+                let _ = write!(text, "\n  {name:<12} {:>12}", format!("{ms} ms"));
+            }
+        }
+        text
+    }
+
+    /// For machines.
+    pub fn json(&self, mode: Mode) -> Value {
+        json!({"mode": mode, "run-state": self.state, "report": self.full, "migration": self.info})
+    }
+}
+
+fn milliseconds(us: u64) -> String {
+    format!("{}.{:03} ms", us / 1000, us % 1000)
+}

@@ -1,0 +1,210 @@
+//! A guest of `cpr-load`, through all its processes.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use vmm_core::cpr::Mode;
+use vmm_core::monitor::client::Client;
+
+use super::host::{Host, Outcome, Target};
+use super::process::Process;
+use super::ram::Ram;
+use crate::guests::{Guest, Work};
+
+/// For a process to end, a monitor to answer, a run state to come.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What a guest is made of.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// What it runs.
+    pub guest: Guest,
+    /// vCPUs.
+    pub cpus: u64,
+    /// RAM, in MiB.
+    pub memory_mib: u64,
+    /// Whether its RAM is a file, so that it outlives every process.
+    pub ram_file: bool,
+    /// Its serial port.
+    pub serial: Option<String>,
+}
+
+impl Spec {
+    /// A guest with 32 MiB of RAM in a file.
+    pub fn new(guest: Guest, cpus: u64) -> Self {
+        Self { guest, cpus, memory_mib: 32, ram_file: true, serial: None }
+    }
+}
+
+/// A guest, in whatever process it is.
+#[derive(Debug)]
+pub struct Vm<'h> {
+    host: &'h Host,
+    spec: Spec,
+    /// Its name.
+    pub name: String,
+    /// The process that has it.
+    pub process: Process,
+    /// Its RAM.
+    pub ram: Arc<Ram>,
+}
+
+impl<'h> Vm<'h> {
+    /// Boots a guest and waits until it does what it is to do.
+    pub fn boot(host: &'h Host, spec: Spec) -> anyhow::Result<Self> {
+        let rom = host.fresh("rom");
+        std::fs::write(&rom, spec.guest.image()).context("writing the ROM")?;
+        let name = rom.file_stem().map_or_else(String::new, |n| format!("vm{}", n.display()));
+        let ram_file = spec.ram_file.then(|| host.fresh("ram"));
+        let backing = match &ram_file {
+            Some(path) => format!("file,path={}", path.display()),
+            None => "memfd".into(),
+        };
+        let mut arguments = vec!["boot".into(), "--name".into(), name.clone()];
+        arguments.extend(["--cpus".into(), spec.cpus.to_string(), "--firmware".into()]);
+        arguments.extend([rom.display().to_string(), "--memory".into()]);
+        arguments.push(format!("size={}M,backing={backing}", spec.memory_mib));
+        if let Some(serial) = &spec.serial {
+            arguments.extend(["--serial".into(), serial.clone()]);
+        }
+        let mut process = host.load(arguments)?;
+        let ram = Arc::new(find_ram(&mut process, ram_file.as_ref(), spec.memory_mib << 20)?);
+        let vm = Self { host, spec, name, process, ram };
+        vm.goes_on().with_context(|| format!("{} printed: {}", vm.process.name(), vm.process.log()))?;
+        Ok(vm)
+    }
+
+    /// Waits until it goes on: every vCPU is up, counts where it is one that counts, and finds nothing wrong.
+    pub fn goes_on(&self) -> anyhow::Result<()> {
+        if self.spec.guest.work != Work::Halted {
+            self.ram.wait_for_heartbeat(self.spec.cpus)?;
+        }
+        if self.spec.guest.work == Work::Patterns {
+            self.ram.wait_for("its count of sweeps", self.spec.cpus, 2, Ram::sweeps)?;
+            self.ram.wait_for("its count of ticks", self.spec.cpus, 2, Ram::ticks)?;
+        }
+        self.ram.check(self.spec.cpus)
+    }
+
+    /// Fails unless it stands still.
+    pub fn stands_still(&self) -> anyhow::Result<()> {
+        self.ram.stands_still(self.spec.cpus, Duration::from_millis(100))
+    }
+
+    /// A new client of its monitor.
+    pub fn monitor(&self) -> anyhow::Result<Client> {
+        let socket = self.host.path().join("cpr").join(format!("{}.sock", self.name));
+        Ok(Client::connect_within(&socket, DEADLINE)?)
+    }
+
+    /// Asks its monitor.
+    pub fn ask(&self, command: &str) -> anyhow::Result<Value> {
+        Ok(self.monitor()?.execute(command, &json!({}))?)
+    }
+
+    /// Its run state.
+    pub fn run_state(&self) -> anyhow::Result<String> {
+        let status = self.ask("query-status")?;
+        Ok(status["status"].as_str().context("query-status has no status")?.to_owned())
+    }
+
+    /// Waits until it is in a run state.
+    pub fn becomes(&self, state: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let found = self.run_state()?;
+            if found == state {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the guest is {found}, and did not become {state}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Runs `cpr-save VERB VM …`.
+    pub fn save(&self, verb: &str, more: &[&str]) -> anyhow::Result<Outcome> {
+        let mut arguments = vec![verb, &self.name];
+        arguments.extend(more);
+        self.host.save(&arguments)
+    }
+
+    /// Runs `cpr-save transfer` to a socket.
+    pub fn transfer_to(&self, socket: &std::path::Path) -> anyhow::Result<Outcome> {
+        self.save("transfer", &["--to", &format!("unix:{}", socket.display())])
+    }
+
+    /// Hands it over to a new process.
+    pub fn transfer(&mut self) -> anyhow::Result<Outcome> {
+        let target = self.host.target()?;
+        self.transfer_into(target)
+    }
+
+    /// Hands it over to a process that waits for it.
+    pub fn transfer_into(&mut self, target: Target) -> anyhow::Result<Outcome> {
+        let outcome = self.transfer_to(&target.socket)?.must_be(0).with_context(|| {
+            format!("the source printed: {}\nthe target: {}", self.process.log(), target.process.log())
+        })?;
+        self.ended()?;
+        self.process = target.process;
+        Ok(outcome)
+    }
+
+    /// Replaces its process's program.
+    pub fn exec(&mut self) -> anyhow::Result<Outcome> {
+        let outcome = self.save("exec", &[])?.must_be(0);
+        outcome.with_context(|| format!("{} printed: {}", self.process.name(), self.process.log()))
+    }
+
+    /// Saves it to a file and loads it in a new process.
+    pub fn reboot(&mut self) -> anyhow::Result<Outcome> {
+        let address = format!("file:{}", self.host.fresh("state").display());
+        let outcome = self.save("reboot", &["--to", &address])?.must_be(0)?;
+        self.ended()?;
+        self.process = self.host.load(["resume", "--from", &address])?;
+        Ok(outcome)
+    }
+
+    /// Hands it over in a mode.
+    pub fn handover(&mut self, mode: Mode) -> anyhow::Result<Outcome> {
+        match mode {
+            Mode::CprTransfer => self.transfer(),
+            Mode::CprExec => self.exec(),
+            Mode::CprReboot => self.reboot(),
+        }
+    }
+
+    /// Waits until the process that gave it away has ended by itself.
+    fn ended(&mut self) -> anyhow::Result<()> {
+        let status = self.process.wait(DEADLINE).context("after the guest was handed over")?;
+        ensure!(status.success(), "the source ended with {status}; it printed: {}", self.process.log());
+        Ok(())
+    }
+}
+
+/// The guest's RAM, once the process has made it.
+fn find_ram(process: &mut Process, file: Option<&PathBuf>, size: u64) -> anyhow::Result<Ram> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let found = match file {
+            Some(path) => File::options()
+                .read(true)
+                .write(true)
+                .open(path)
+                .context("opening the file that is RAM")
+                .and_then(Ram::map),
+            None => process.memfd("pc.ram"),
+        };
+        match found {
+            Ok(ram) if ram.len() >= size => return Ok(ram),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("{} printed: {}", process.name(), process.log())));
+            }
+            _ => process.must_run()?,
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

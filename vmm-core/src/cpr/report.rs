@@ -1,0 +1,124 @@
+//! How a handover went: its phases timed, the downtime achieved, what moved.
+
+use serde::{Deserialize, Serialize};
+
+use super::Mode;
+
+/// The steps of a handover. Logs, progress, errors and the report share them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Looking for blockers.
+    Check,
+    /// Reaching the target, or starting the new binary's probe.
+    Connect,
+    /// Agreeing on versions.
+    Hello,
+    /// Sending descriptors and configuration; the target builds the machine from them.
+    Prepare,
+    /// Stopping vCPUs and devices. The guest stands from here …
+    Stop,
+    /// Reading and encoding the state.
+    Save,
+    /// Handing the state over, until the target has claimed the guest. … to here.
+    Handover,
+    /// Letting go of what the source still holds.
+    Release,
+}
+
+impl Phase {
+    /// Its name in logs and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Connect => "connect",
+            Self::Hello => "hello",
+            Self::Prepare => "prepare",
+            Self::Stop => "stop",
+            Self::Save => "save",
+            Self::Handover => "handover",
+            Self::Release => "release",
+        }
+    }
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How long a step took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseTime {
+    /// The step (`prepare`, `target: load vcpus`).
+    pub phase: String,
+    /// Its length in microseconds.
+    pub us: u64,
+}
+
+/// How a handover went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// How it was handed over.
+    pub mode: Mode,
+    /// From the last vCPU leaving the guest in the source to the first entering it in the target, in microseconds.
+    /// Absent for a reboot (the target comes later) and for a guest that was not running.
+    pub downtime_us: Option<u64>,
+    /// From the request to the end, in microseconds.
+    pub total_us: u64,
+    /// The steps.
+    pub phases: Vec<PhaseTime>,
+    /// Bytes of state that were written while the guest stood.
+    pub state_bytes: u64,
+    /// How many descriptors moved.
+    pub descriptors: u32,
+    /// How many vCPUs moved.
+    pub vcpus: u32,
+    /// Bytes of RAM that stayed in place.
+    pub ram_kept: u64,
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`: one clock for every process on the host.
+pub fn monotonic_ns() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+}
+
+/// Times steps as they go by.
+#[derive(Debug)]
+pub struct Stopwatch {
+    started: u64,
+    last: u64,
+    laps: Vec<PhaseTime>,
+}
+
+impl Stopwatch {
+    /// Starts now.
+    pub fn start() -> Self {
+        let now = monotonic_ns();
+        Self { started: now, last: now, laps: Vec::new() }
+    }
+
+    /// Ends a step that began at the one before.
+    pub fn lap(&mut self, name: impl Into<String>) {
+        let now = monotonic_ns();
+        self.laps.push(PhaseTime { phase: name.into(), us: (now - self.last) / 1000 });
+        self.last = now;
+    }
+
+    /// `CLOCK_MONOTONIC` at the start, in ns.
+    pub fn started_ns(&self) -> u64 {
+        self.started
+    }
+
+    /// The steps so far.
+    pub fn laps(&self) -> &[PhaseTime] {
+        &self.laps
+    }
+
+    /// Microseconds since the start.
+    pub fn total(&self) -> u64 {
+        (monotonic_ns() - self.started) / 1000
+    }
+}

@@ -1,0 +1,160 @@
+//! The target's side of a transfer.
+//!
+//! 1. Nothing received is used before it was checked: frames, versions, sections, descriptors.
+//! 2. What can be refused is refused before the guest stops, and the source is told why.
+//! 3. The guest is entered only with a [`Claim`](crate::cpr::ownership::Claim) in hand.
+
+use std::time::{Duration, Instant};
+
+use super::channel::Channel;
+use super::message::{self, Descriptors, Hello, Machine as MachineMessage, Message, PROTOCOL, ProtocolError};
+use super::message::{Ready, Refused, Running, State, Welcome};
+use crate::cpr::blockers::Blocker;
+use crate::cpr::fds::{FdError, FdName, FdTable, MAX_FDS};
+use crate::cpr::format::{FormatError, StateReader};
+use crate::cpr::ownership::{Ownership, OwnershipError};
+use crate::cpr::report::{Stopwatch, monotonic_ns};
+use crate::machine::{Incoming, LoadError, Machine, Overrides, build_name, readable_versions};
+use crate::monitor::server::MonitorState;
+
+/// For each message before the guest stops.
+const PREPARE: Duration = Duration::from_secs(30);
+/// For the state: the source bounds the downtime, so this only bounds how long a silent source holds us.
+const STATE: Duration = Duration::from_secs(120);
+
+/// Why the target did not take the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// The conversation broke.
+    #[error("taking the guest over: {0}")]
+    Protocol(#[from] ProtocolError),
+    /// State was refused.
+    #[error("taking the guest over: {0}")]
+    Format(#[from] FormatError),
+    /// A descriptor was refused.
+    #[error("taking the guest over: {0}")]
+    Fd(#[from] FdError),
+    /// The machine could not be built or loaded.
+    #[error("taking the guest over: {0}")]
+    Load(#[from] LoadError),
+    /// The source took the guest back, or the word is not one.
+    #[error("taking the guest over: {0}")]
+    Ownership(#[from] OwnershipError),
+    /// This was only asked whether it could.
+    #[error("this was a probe: the guest could be taken over")]
+    Probe,
+}
+
+impl TargetError {
+    /// What is in the way, where it is this host.
+    fn blockers(&self) -> Vec<Blocker> {
+        match self {
+            Self::Load(error) => error.blockers(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A guest that was taken over, and runs if it ran.
+#[derive(Debug)]
+pub struct Taken {
+    /// The machine.
+    pub machine: Machine,
+    /// The descriptors that are not the machine's (the monitor's).
+    pub fds: FdTable,
+    /// The monitor's listening sockets.
+    pub monitor: Option<MonitorState>,
+}
+
+/// Takes a guest over from the source at the other end. `main` gives the main channel if the source uses another
+/// socket for the state.
+pub fn take_over(
+    mut channel: Channel,
+    main: impl FnOnce() -> Result<Channel, ProtocolError>,
+    overrides: &Overrides,
+) -> Result<Taken, TargetError> {
+    let result = converse(&mut channel, main, overrides);
+    if let Err(error) = &result
+        && !matches!(error, TargetError::Probe)
+    {
+        let refused = Refused { reason: error.to_string(), blockers: error.blockers() };
+        // The source may be gone or not listen; it learns the same from the closed channel, without the reason.
+        if let Err(error) = message::send(&mut channel, &refused, Instant::now() + Duration::from_secs(1)) {
+            tracing::debug!("telling the source why: {error}");
+        }
+    }
+    result
+}
+
+fn converse(
+    channel: &mut Channel,
+    main: impl FnOnce() -> Result<Channel, ProtocolError>,
+    overrides: &Overrides,
+) -> Result<Taken, TargetError> {
+    let soon = || Instant::now() + PREPARE;
+    let hello = welcome(channel, soon())?;
+    let (mut fds, description) = receive_description(channel, soon())?;
+    let mut reader = StateReader::parse(&description)?;
+    let ownership = Ownership::from_fd(fds.take(&FdName::new("ownership", 0))?)?;
+    let incoming = Incoming::prepare(&mut reader, &mut fds, overrides)?;
+    let monitor = reader.take_optional(0)?;
+    reader.finish()?;
+    incoming.refuse_unclaimed(&fds)?;
+    let mut main = if hello.separate_main { Some(main()?) } else { None };
+    message::send(channel, &Ready {}, soon())?;
+    if hello.probe {
+        return Err(TargetError::Probe);
+    }
+    let state: State = message::receive(main.as_mut().unwrap_or(channel), Instant::now() + STATE)?;
+    let mut watch = Stopwatch::start();
+    let mut reader = StateReader::parse(&state.state)?;
+    watch.lap("target: decode");
+    let loaded = incoming.load(&mut reader, &mut watch)?;
+    reader.finish()?;
+    // The point of no return: after this swap the source never runs the guest again.
+    let claim = ownership.claim()?;
+    let entered_ns = monotonic_ns();
+    let machine = loaded.enter(claim);
+    watch.lap("target: enter");
+    let running = Running { entered_ns, phases: watch.laps().to_vec() };
+    if let Err(error) = message::send(channel, &running, soon()) {
+        tracing::warn!("telling the source that the guest runs here: {error}");
+    }
+    Ok(Taken { machine, fds, monitor })
+}
+
+fn welcome(channel: &mut Channel, deadline: Instant) -> Result<Hello, TargetError> {
+    let frame = channel.receive(deadline).map_err(ProtocolError::from)?;
+    if let Some((found, build)) = message::peek_version(&frame).filter(|(version, _)| *version != PROTOCOL) {
+        return Err(ProtocolError::Version { build, found }.into());
+    }
+    let hello: Hello = message::decode(&frame)?;
+    hello.versions.check_writes_for(&readable_versions())?;
+    tracing::info!("guest '{}' ({}) is coming from {}", hello.guest_name, hello.guest_uuid, hello.build);
+    let welcome = Welcome { protocol: PROTOCOL, build: build_name(), versions: readable_versions() };
+    message::send(channel, &welcome, deadline)?;
+    Ok(hello)
+}
+
+/// Receives the named descriptors and the machine's description.
+fn receive_description(channel: &mut Channel, deadline: Instant) -> Result<(FdTable, Vec<u8>), TargetError> {
+    let mut table = FdTable::new();
+    loop {
+        let frame = channel.receive(deadline).map_err(ProtocolError::from)?;
+        if frame.kind != Descriptors::KIND {
+            let machine: MachineMessage = message::decode(&frame)?;
+            return Ok((table, machine.state));
+        }
+        let Descriptors { names } = message::decode(&frame)?;
+        if names.len() != frame.fds.len() {
+            let why = format!("{} names for {} descriptors", names.len(), frame.fds.len());
+            return Err(ProtocolError::Malformed { kind: Descriptors::NAME, why }.into());
+        }
+        if table.len() + names.len() > MAX_FDS {
+            return Err(FdError::TooMany(table.len() + names.len()).into());
+        }
+        for (name, fd) in names.into_iter().zip(frame.fds) {
+            table.insert(name, fd)?;
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! A cold boot: a kernel or a firmware, in a machine made for it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::build::{self, Parts};
+use super::events::EventSink;
+use super::run_state::RunState;
+use super::{Loaded, Machine, MachineError};
+use crate::config::MachineConfig;
+use crate::cpr::fds::FdTable;
+use crate::devices::chardev::Chardev;
+use crate::memory::{self, RamBlock};
+use crate::x86::boot;
+
+/// The largest firmware image that is read.
+const MAX_FIRMWARE: u64 = 16 << 20;
+
+fn read_firmware(path: &Path) -> Result<Vec<u8>, MachineError> {
+    let failed = |source| MachineError::Firmware { path: path.display().to_string(), source };
+    let file = File::open(path).map_err(failed)?;
+    let mut image = Vec::new();
+    file.take(MAX_FIRMWARE + 1).read_to_end(&mut image).map_err(failed)?;
+    Ok(image)
+}
+
+impl Machine {
+    /// Builds a machine and puts what it boots in its memory.
+    pub fn boot(config: MachineConfig, events: EventSink) -> Result<Loaded, MachineError> {
+        let chardev = Chardev::open("serial0", &config.serial)?;
+        Self::boot_with(config, chardev, events)
+    }
+
+    /// The same guest from its beginning, on the descriptors of its serial port that are kept.
+    pub fn reboot(
+        config: MachineConfig,
+        mut kept: FdTable,
+        events: EventSink,
+    ) -> Result<Loaded, MachineError> {
+        let chardev = Chardev::adopt("serial0", &config.serial, &mut kept)?;
+        Self::boot_with(config, chardev, events)
+    }
+
+    fn boot_with(config: MachineConfig, chardev: Chardev, events: EventSink) -> Result<Loaded, MachineError> {
+        config.validate()?;
+        let mut blocks = vec![RamBlock::create(memory::RAM, &config.memory)?];
+        if let Some(firmware) = &config.boot.firmware {
+            blocks.push(RamBlock::create_rom(memory::ROM, &read_firmware(firmware)?)?);
+        }
+        let machine =
+            build::assemble(Parts { config, platform: None, blocks, chardev, events }, RunState::Prelaunch)?;
+        let entry = boot::load(
+            &machine.config.boot,
+            machine.ram.memory(),
+            machine.config.memory.size.0,
+            machine.config.cpus,
+        )?;
+        machine.vcpus.boot(&entry)?;
+        Ok(Loaded { machine, run_state: RunState::Running })
+    }
+}

@@ -1,0 +1,137 @@
+//! A machine for a guest that comes from elsewhere.
+
+use std::sync::atomic::AtomicBool;
+
+use super::build::{self, Parts};
+use super::events::EventSink;
+use super::run_state::RunState;
+use super::state::{MachineState, RunStateRecord};
+use super::{LoadError, Loaded, Machine};
+use crate::config::MachineConfig;
+use crate::cpr::fds::{FdError, FdName, FdTable};
+use crate::cpr::format::{SectionKind, StateReader};
+use crate::cpr::report::Stopwatch;
+use crate::devices::chardev::Chardev;
+use crate::memory::{RamBlock, RamBlockState};
+use crate::vcpu::state::VcpuState;
+use crate::x86::clock::{ClockState, Resumption};
+use crate::x86::irqchip::VmState;
+
+/// What differs on this host from what the saved state says.
+#[derive(Clone)]
+pub struct Overrides {
+    /// `KEY=VALUE` each, see [`MachineConfig::set`].
+    pub set: Vec<String>,
+    /// Whether the guest waits for `cont`, even if it ran.
+    pub paused: bool,
+    /// Where the machine's events go.
+    pub events: EventSink,
+}
+
+/// Where RAM and the serial port come from.
+pub enum RamSource<'a> {
+    /// Descriptors that were handed over.
+    Kept(&'a mut FdTable),
+    /// Opened again by their paths.
+    Reopened,
+}
+
+/// A machine that waits for its guest's state.
+#[derive(Debug)]
+pub struct Incoming {
+    machine: Machine,
+    paused: bool,
+}
+
+impl Incoming {
+    /// Builds the machine that the state describes, on what was handed over.
+    pub fn prepare(
+        state: &mut StateReader,
+        fds: &mut FdTable,
+        overrides: &Overrides,
+    ) -> Result<Self, LoadError> {
+        Self::build(state, RamSource::Kept(fds), overrides)
+    }
+
+    /// Builds the machine that the state describes, on what its configuration names.
+    pub fn build(
+        state: &mut StateReader,
+        mut source: RamSource<'_>,
+        overrides: &Overrides,
+    ) -> Result<Self, LoadError> {
+        let MachineState { config, platform } = state.take(0)?;
+        let mut config = MachineConfig::from_toml(&config)?;
+        for assignment in &overrides.set {
+            config.set(assignment)?;
+        }
+        let mut blocks = Vec::new();
+        for index in state.instances(SectionKind::Ram) {
+            let block: RamBlockState = state.take(index)?;
+            blocks.push(match &mut source {
+                RamSource::Kept(fds) => {
+                    RamBlock::adopt(&block.name, fds.take(&FdName::new(&block.name, 0))?, &block)?
+                }
+                RamSource::Reopened => RamBlock::reopen(&config.memory, &block)?,
+            });
+        }
+        let chardev = match source {
+            RamSource::Kept(fds) => Chardev::adopt("serial0", &config.serial, fds)?,
+            RamSource::Reopened => Chardev::reopen("serial0", &config.serial)?,
+        };
+        let events = overrides.events.clone();
+        let parts = Parts { config, platform: Some(platform), blocks, chardev, events };
+        let machine = build::assemble(parts, RunState::Inmigrate)?;
+        let faulted = machine.ram.populate(&AtomicBool::new(false));
+        tracing::debug!("faulted in {faulted} bytes of RAM that are in use");
+        Ok(Self { machine, paused: overrides.paused })
+    }
+
+    /// What it is made of.
+    pub fn config(&self) -> &MachineConfig {
+        &self.machine.config
+    }
+
+    /// The machine's main RAM.
+    pub fn ram_block(&self) -> Option<&RamBlock> {
+        self.machine.ram_block()
+    }
+
+    /// Refuses descriptors that nothing wants: only the monitor's may be left.
+    pub fn refuse_unclaimed(&self, fds: &FdTable) -> Result<(), FdError> {
+        match fds.iter().find(|(name, _)| !name.name.starts_with("monitor.")) {
+            Some((name, _)) => Err(FdError::Unclaimed(name.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts the guest's state in it.
+    pub fn load(self, state: &mut StateReader, watch: &mut Stopwatch) -> Result<Loaded, LoadError> {
+        let machine = self.machine;
+        let RunStateRecord { run_state } = state.take(0)?;
+        if !run_state.can_be_handed_over() {
+            return Err(super::IllegalStep { from: RunState::Inmigrate, to: run_state }.into());
+        }
+        let clock: ClockState = state.take(0)?;
+        let chips: VmState = state.take(0)?;
+        let vcpus = state
+            .instances(SectionKind::Vcpu)
+            .into_iter()
+            .map(|index| state.take::<VcpuState>(index))
+            .collect::<Result<Vec<_>, _>>()?;
+        watch.lap("target: read");
+        let clock = Resumption::new(&clock, machine.vcpus.tsc_khz(), machine.vcpus.host_tsc_khz())?;
+        let vcpus = machine.vcpus.load_all(vcpus, &clock)?;
+        watch.lap("target: load vcpus");
+        chips.load(&machine.vm)?;
+        for device in machine.devices.all() {
+            device.load(state)?;
+        }
+        watch.lap("target: load devices");
+        let off = clock.load_clock(&machine.vm)?;
+        machine.vcpus.after_clock(&vcpus)?;
+        tracing::debug!("kvmclock is off by {off} ns");
+        watch.lap("target: load clock");
+        let loaded = Loaded { machine, run_state };
+        Ok(if self.paused { loaded.paused() } else { loaded })
+    }
+}

@@ -1,0 +1,314 @@
+//! A RAM block: how it comes to be, travels and comes back.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::sys::statfs::{self, HUGETLBFS_MAGIC, TMPFS_MAGIC};
+
+use super::check::{self, page_size_of};
+use super::open::{self, PAGE_SIZE, RAM_SEALS};
+use super::{MemoryError, RamBlockState, RamKind, StampLocation, lock};
+use crate::config::{Backing, ByteSize, MemoryConfig};
+use crate::cpr::Mode;
+use crate::cpr::blockers::Blocker;
+use crate::cpr::fds::{FdError, FdName, FdTable};
+
+/// The name of the machine's RAM.
+pub const RAM: &str = "pc.ram";
+/// The name of the firmware ROM.
+pub const ROM: &str = "pc.rom";
+
+/// The largest firmware image: it ends at 4 GiB and must stay above the interrupt chips' registers.
+const MAX_ROM: u64 = 16 << 20;
+
+/// A RAM block: one descriptor, and what is known about it.
+#[derive(Debug)]
+pub struct RamBlock {
+    pub(super) name: String,
+    pub(super) file: Arc<File>,
+    pub(super) kind: RamKind,
+    pub(super) size: u64,
+    pub(super) page_size: u64,
+    pub(super) seals: u32,
+    pub(super) path: Option<PathBuf>,
+    /// Where the stamp lies in the backing, if there is one.
+    pub(super) stamp: Option<u64>,
+}
+
+impl RamBlock {
+    /// Makes RAM for a cold boot. What has a path is locked, and its stamp cleared.
+    pub fn create(name: &str, config: &MemoryConfig) -> Result<Self, MemoryError> {
+        let block = match &config.backing {
+            Backing::Memfd | Backing::Hugetlb { .. } => Self::anonymous(name, config)?,
+            Backing::File { .. } | Backing::Dax { .. } => Self::open(name, config, true)?,
+        };
+        if let Some(stamp) = block.stamp_location() {
+            stamp
+                .write(&[0; PAGE_SIZE as usize])
+                .map_err(MemoryError::io(name, "clearing the stamp beside the RAM"))?;
+        }
+        Ok(block)
+    }
+
+    /// Makes a ROM that holds `image`, at its end where the image is no whole number of pages.
+    pub fn create_rom(name: &str, image: &[u8]) -> Result<Self, MemoryError> {
+        if image.is_empty() || image.len() as u64 > MAX_ROM {
+            return Err(MemoryError::Layout {
+                block: name.into(),
+                found: format!("an image of {} bytes", image.len()),
+                expected: format!("1 byte to {}", ByteSize(MAX_ROM)),
+            });
+        }
+        let size = (image.len() as u64).next_multiple_of(PAGE_SIZE);
+        let mut padded = vec![0; size as usize - image.len()];
+        padded.extend_from_slice(image);
+        let file = open::memfd(name, size, None, &padded)?;
+        Ok(Self {
+            name: name.into(),
+            file: Arc::new(file),
+            kind: RamKind::Rom,
+            size,
+            page_size: PAGE_SIZE,
+            seals: RAM_SEALS.bits() as u32,
+            path: None,
+            stamp: None,
+        })
+    }
+
+    /// Takes over a received descriptor after checking that it is what `state` says.
+    pub fn adopt(name: &str, fd: OwnedFd, state: &RamBlockState) -> Result<Self, FdError> {
+        check::adopt(name, fd, state)
+    }
+
+    /// Opens again what outlived its process (`cpr-reboot`): the path is the configuration's, the rest must be as
+    /// `state` says. A ROM is made from the image in `state`. Whether the RAM holds what was saved is for the stamp
+    /// to tell.
+    pub fn reopen(config: &MemoryConfig, state: &RamBlockState) -> Result<Self, MemoryError> {
+        let name = state.name.as_str();
+        if state.kind == RamKind::Rom {
+            return Self::create_rom(name, &state.image);
+        }
+        let differs = |found: String, expected: String| MemoryError::Layout {
+            block: name.into(),
+            found: format!("the saved state has {found}"),
+            expected,
+        };
+        if config.size.0 != state.size {
+            return Err(differs(ByteSize(state.size).to_string(), config.size.to_string()));
+        }
+        if config.backing.path().is_none() {
+            return Err(differs(
+                "RAM to be reopened".into(),
+                "backing=file or backing=dax: other RAM did not outlive its process".into(),
+            ));
+        }
+        let block = Self::open(name, config, false)?;
+        if block.page_size != state.page_size {
+            return Err(differs(
+                format!("pages of {}", ByteSize(state.page_size)),
+                ByteSize(block.page_size).to_string(),
+            ));
+        }
+        Ok(block)
+    }
+
+    fn anonymous(name: &str, config: &MemoryConfig) -> Result<Self, MemoryError> {
+        let (kind, huge) = match config.backing {
+            Backing::Hugetlb { page_size } => (RamKind::Hugetlb, Some(page_size)),
+            _ => (RamKind::Memfd, None),
+        };
+        let size = config.size.0;
+        let page_size = huge.map_or(PAGE_SIZE, crate::config::HugePageSize::bytes);
+        let file = Arc::new(open::memfd(name, size, huge, &[])?);
+        if huge.is_some() {
+            open::reserve_huge_pages(name, &file, size, page_size)?;
+        }
+        Ok(Self {
+            name: name.into(),
+            file,
+            kind,
+            size,
+            page_size,
+            seals: RAM_SEALS.bits() as u32,
+            path: None,
+            stamp: None,
+        })
+    }
+
+    fn open(name: &str, config: &MemoryConfig, create: bool) -> Result<Self, MemoryError> {
+        let size = config.size.0;
+        let path = config.backing.path().cloned().unwrap_or_default();
+        let (file, kind, page_size, stamp) = if let Backing::Dax { .. } = config.backing {
+            let (file, geometry) = open::dax(name, &path, size)?;
+            (
+                file,
+                RamKind::Dax,
+                geometry.align,
+                geometry.size / geometry.align * geometry.align - geometry.align,
+            )
+        } else {
+            let file = open::file(name, &path, create)?;
+            let page_size = page_size_of(&file).map_err(MemoryError::io(
+                name,
+                format!("looking at the file system of {}", path.display()),
+            ))?;
+            (file, RamKind::File, page_size, size)
+        };
+        let block = Self {
+            name: name.into(),
+            file: Arc::new(file),
+            kind,
+            size,
+            page_size,
+            seals: 0,
+            path: Some(path),
+            stamp: Some(stamp),
+        };
+        // The lock first: a file in use must not be touched.
+        block.acquire_lock()?;
+        if kind == RamKind::File {
+            block.fit_file(create)?;
+        }
+        Ok(block)
+    }
+
+    /// Sizes a new file; refuses an existing one of another size.
+    fn fit_file(&self, create: bool) -> Result<(), MemoryError> {
+        let path = self.path.clone().unwrap_or_default();
+        if !self.size.is_multiple_of(self.page_size) {
+            return Err(MemoryError::Layout {
+                block: self.name.clone(),
+                found: ByteSize(self.size).to_string(),
+                expected: format!("a multiple of the file system's page, {}", ByteSize(self.page_size)),
+            });
+        }
+        let expected = self.size + self.page_size;
+        let found = self
+            .file
+            .metadata()
+            .map_err(MemoryError::io(&self.name, format!("reading the size of {}", path.display())))?
+            .len();
+        if found == 0 && create {
+            self.file.set_len(expected).map_err(MemoryError::io(
+                &self.name,
+                format!("sizing {} to {expected} bytes", path.display()),
+            ))?;
+        } else if found != expected {
+            return Err(MemoryError::Backing {
+                block: self.name.clone(),
+                path,
+                found: format!("{found} bytes long"),
+                expected: format!(
+                    "{expected} ({} of RAM and a page for the stamp); remove the file to have it made",
+                    ByteSize(self.size)
+                ),
+            });
+        }
+        if self.page_size > PAGE_SIZE {
+            open::reserve_huge_pages(&self.name, &self.file, expected, self.page_size)?;
+        }
+        Ok(())
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of RAM; the stamp is not counted.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What it is made of.
+    pub fn kind(&self) -> RamKind {
+        self.kind
+    }
+
+    /// The backing.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// What the other side must know. A ROM's image goes along where its descriptor does not.
+    pub fn state(&self, mode: Mode) -> Result<RamBlockState, MemoryError> {
+        let mut image = Vec::new();
+        if self.kind == RamKind::Rom && mode == Mode::CprReboot {
+            image.resize(self.size as usize, 0);
+            self.file.read_exact_at(&mut image, 0).map_err(MemoryError::io(&self.name, "reading the ROM"))?;
+        }
+        Ok(RamBlockState {
+            name: self.name.clone(),
+            kind: self.kind,
+            size: self.size,
+            page_size: self.page_size,
+            seals: self.seals,
+            path: self.path.clone(),
+            image,
+        })
+    }
+
+    /// Registers a duplicate of the descriptor under the block's name.
+    pub fn register(&self, fds: &mut FdTable) -> Result<(), FdError> {
+        fds.insert_dup(FdName::new(&self.name, 0), self.file.as_fd())
+    }
+
+    /// Where the stamp goes; none where the RAM dies with its last descriptor.
+    pub fn stamp_location(&self) -> Option<StampLocation> {
+        self.stamp.map(|offset| StampLocation {
+            file: self.file.clone(),
+            offset,
+            granularity: self.page_size,
+        })
+    }
+
+    /// Locks the backing for this guest, if it has a path. Duplicates of the descriptor share the lock.
+    pub fn acquire_lock(&self) -> Result<(), MemoryError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let held = lock::acquire(&self.file)
+            .map_err(MemoryError::io(&self.name, format!("locking {}", path.display())))?;
+        if held { Ok(()) } else { Err(MemoryError::InUse { block: self.name.clone(), path: path.clone() }) }
+    }
+
+    /// Lets another process boot or load on the backing (`cpr-reboot`, after the state is on disk).
+    pub fn release_lock(&self) -> Result<(), MemoryError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        lock::release(&self.file)
+            .map_err(MemoryError::io(&self.name, format!("unlocking {}", path.display())))
+    }
+
+    /// What stands in the way of a handover in this mode.
+    pub fn survives(&self, mode: Mode) -> Option<Blocker> {
+        if mode != Mode::CprReboot {
+            return None;
+        }
+        let what = match self.kind {
+            RamKind::Memfd => "a memfd",
+            RamKind::Hugetlb => "a hugetlb memfd",
+            RamKind::File | RamKind::Dax | RamKind::Rom => return None,
+        };
+        Some(Blocker::new(
+            &self.name,
+            format!(
+                "RAM in {what} ends with its process; backing=file on /dev/shm outlives the process, \
+                 backing=dax a kexec too"
+            ),
+        ))
+    }
+
+    /// What an operator should know of a reboot that is allowed: a file in memory does not outlive a kexec.
+    pub fn reboot_note(&self) -> Option<String> {
+        let fs = statfs::fstatfs(&*self.file).ok()?.filesystem_type();
+        (self.kind == RamKind::File && (fs == TMPFS_MAGIC || fs == HUGETLBFS_MAGIC)).then(|| {
+            let path = self.path.clone().unwrap_or_default();
+            format!("{} is in memory: it outlives this process, but not a kexec or a reboot", path.display())
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "block_tests.rs"]
+mod tests;

@@ -1,0 +1,154 @@
+//! The monitor's commands, carried out.
+
+use std::sync::Arc;
+
+use super::{Guest, Shared, Task, lock};
+use crate::config::Uuid;
+use crate::cpr::blockers::Blocker;
+use crate::machine::run_state::RunState;
+use crate::monitor::events::Event;
+use crate::monitor::{
+    CheckRequest, CommandError, Control, CpuInfoFast, Destination, HandoverReport, Incoming,
+    MigrateCapabilities, MigrateParameters, MigrateParametersUpdate, MigrationInfo,
+};
+
+impl Control for Shared {
+    fn name(&self) -> String {
+        self.identity().map_or_else(String::new, |(name, _)| name)
+    }
+
+    fn uuid(&self) -> Uuid {
+        self.identity().map_or(Uuid([0; 16]), |(_, uuid)| uuid)
+    }
+
+    fn run_state(&self) -> RunState {
+        match &*lock(&self.guest) {
+            Guest::Awaited => RunState::Inmigrate,
+            Guest::Here(machine) => machine.run_state(),
+            Guest::Gone { .. } => RunState::Postmigrate,
+        }
+    }
+
+    fn cpus(&self) -> Vec<CpuInfoFast> {
+        let threads = self.guest().map(|guest| guest.vcpu_threads()).unwrap_or_default();
+        threads
+            .into_iter()
+            .enumerate()
+            .map(|(index, thread_id)| CpuInfoFast { cpu_index: index as u32, thread_id })
+            .collect()
+    }
+
+    fn stop(&self) -> Result<(), CommandError> {
+        if self.needs_guest()?.stop().map_err(generic)? {
+            self.events.emit(Event::Stop);
+        }
+        Ok(())
+    }
+
+    fn cont(&self) -> Result<(), CommandError> {
+        if self.needs_guest()?.cont().map_err(generic)? {
+            self.events.emit(Event::Resume);
+        }
+        Ok(())
+    }
+
+    fn system_wakeup(&self) -> Result<(), CommandError> {
+        Err(CommandError::generic("the guest is not suspended: there is nothing to wake"))
+    }
+
+    fn system_powerdown(&self) -> Result<(), CommandError> {
+        self.needs_guest()?.press_power_button().map_err(generic)?;
+        self.events.emit(Event::Powerdown);
+        Ok(())
+    }
+
+    fn system_reset(&self) -> Result<(), CommandError> {
+        self.needs_guest()?.may_reset().map_err(generic)?;
+        self.inbox.post(Task::Reset { guest: false });
+        Ok(())
+    }
+
+    fn quit(&self) -> Result<(), CommandError> {
+        self.inbox.post(Task::Quit);
+        Ok(())
+    }
+
+    fn migration(&self) -> MigrationInfo {
+        let mut info = self.handover().info.clone();
+        let mode = self.parameters().mode;
+        if let (Some(guest), Some(mode)) = (self.guest(), mode) {
+            info.blocked_reasons = guest.blockers(mode).iter().map(ToString::to_string).collect();
+        }
+        info
+    }
+
+    fn migrate_parameters(&self) -> MigrateParameters {
+        self.parameters().clone()
+    }
+
+    fn migrate_set_parameters(&self, update: MigrateParametersUpdate) -> Result<(), CommandError> {
+        self.parameters().apply(update);
+        Ok(())
+    }
+
+    fn migrate_capabilities(&self) -> MigrateCapabilities {
+        *self.capabilities()
+    }
+
+    fn migrate_set_capabilities(&self, capabilities: MigrateCapabilities) -> Result<(), CommandError> {
+        *self.capabilities() = capabilities;
+        Ok(())
+    }
+
+    fn migrate(&self, destination: Destination) -> Result<(), CommandError> {
+        self.start_handover(destination)
+    }
+
+    fn migrate_incoming(&self, from: Incoming) -> Result<(), CommandError> {
+        if self.guest().is_some() {
+            return Err(CommandError::generic("there is a guest here already: another cannot come in"));
+        }
+        self.inbox.post(Task::Incoming(from));
+        Ok(())
+    }
+
+    fn migrate_cancel(&self) -> Result<(), CommandError> {
+        self.cancel_handover();
+        Ok(())
+    }
+
+    fn check(&self, request: &CheckRequest) -> Result<Vec<Blocker>, CommandError> {
+        let guest = self.needs_guest()?;
+        Ok(self.blockers(&guest, request.mode, request.destination.as_ref(), request.exec_command.as_deref()))
+    }
+
+    fn report(&self) -> Option<HandoverReport> {
+        self.handover().report.clone()
+    }
+}
+
+impl Shared {
+    pub(super) fn needs_guest(&self) -> Result<Arc<crate::machine::Machine>, CommandError> {
+        match &*lock(&self.guest) {
+            Guest::Here(machine) => Ok(Arc::clone(machine)),
+            Guest::Awaited => Err(CommandError::generic("no guest has come in yet")),
+            Guest::Gone { name, mode, .. } => Err(CommandError::generic(format!(
+                "guest '{name}' was given away by {mode}: it never runs here again"
+            ))),
+        }
+    }
+
+    /// Name and identity of the guest that is or was here.
+    fn identity(&self) -> Option<(String, Uuid)> {
+        match &*lock(&self.guest) {
+            Guest::Awaited => None,
+            Guest::Here(machine) => Some((machine.config().name.clone(), machine.config().uuid)),
+            Guest::Gone { name, uuid, .. } => Some((name.clone(), *uuid)),
+        }
+    }
+}
+
+/// An error of the machine as one of the monitor's.
+pub(super) fn generic(error: impl std::fmt::Display) -> CommandError {
+    CommandError::generic(error.to_string())
+}

@@ -1,0 +1,293 @@
+//! A handover, on its own thread.
+//!
+//! 1. It is refused before anything is touched, with every blocker named, or it is started.
+//! 2. It ends as completed, failed or cancelled; what is not completed leaves the guest as it was.
+//! 3. News is told while the guest runs: nothing is emitted between its stop and the end.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::control::generic;
+use super::{Guest, Handover, Shared, Task, lock, told};
+use crate::cpr::Mode;
+use crate::cpr::blockers::Blocker;
+use crate::cpr::error::{HandoverError, InPhase};
+use crate::cpr::exec::command::ExecCommand;
+use crate::cpr::exec::probe;
+use crate::cpr::reboot;
+use crate::cpr::report::{Phase, Report, Stopwatch};
+use crate::cpr::transfer::channel::{Channel, was_cancelled};
+use crate::cpr::transfer::source::{self, Limits, Terms};
+use crate::machine::Machine;
+use crate::monitor::events::Event;
+use crate::monitor::{CommandError, Destination, HandoverReport, MigrationInfo, MigrationStatus};
+
+impl Destination {
+    /// The mode that goes there.
+    fn mode(&self) -> Mode {
+        match self {
+            Self::Transfer { .. } => Mode::CprTransfer,
+            Self::Exec => Mode::CprExec,
+            Self::Reboot { .. } => Mode::CprReboot,
+        }
+    }
+}
+
+impl Shared {
+    fn limits(&self) -> Limits {
+        let parameters = self.parameters();
+        Limits {
+            prepare: Duration::from_millis(parameters.prepare_timeout),
+            downtime: Duration::from_millis(parameters.downtime_limit),
+        }
+    }
+
+    /// What stands in the way, as far as it can be known without doing it.
+    pub(super) fn blockers(
+        &self,
+        guest: &Machine,
+        mode: Mode,
+        destination: Option<&Destination>,
+        command: Option<&[String]>,
+    ) -> Vec<Blocker> {
+        let mut blockers = guest.blockers(mode);
+        match destination {
+            Some(Destination::Transfer { cpr, main }) => {
+                for path in [cpr, main] {
+                    blockers.extend(unreachable(path));
+                }
+            }
+            Some(Destination::Reboot { file }) => {
+                if let Err(error) = reboot::file::StateFile::create(file) {
+                    blockers.push(Blocker::new("state file", error.to_string()));
+                }
+            }
+            Some(Destination::Exec) | None => {}
+        }
+        if mode == Mode::CprExec {
+            let set = self.parameters().cpr_exec_command.clone();
+            blockers.extend(executable(command.unwrap_or(&set)).err());
+        }
+        blockers.dedup();
+        blockers
+    }
+
+    /// Starts a handover, or refuses it.
+    pub(super) fn start_handover(&self, destination: Destination) -> Result<(), CommandError> {
+        let guest = self.needs_guest()?;
+        let mode = destination.mode();
+        let mut handover = self.handover();
+        if handover.cancel.is_some() {
+            return Err(CommandError::generic("a handover is under way already; migrate_cancel ends it"));
+        }
+        let blockers = self.blockers(&guest, mode, Some(&destination), None);
+        if !blockers.is_empty() {
+            return Err(generic(HandoverError::blocked(blockers)));
+        }
+        let cancel = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(generic)?;
+        let cancel = OwnedFd::from(cancel);
+        let watched = cancel.try_clone().map_err(generic)?;
+        let me = self.me.upgrade().ok_or_else(|| CommandError::generic("this process is ending"))?;
+        let run = move || me.run(&guest, destination, watched);
+        std::thread::Builder::new().name("handover".into()).spawn(run).map_err(generic)?;
+        let info = MigrationInfo { status: MigrationStatus::Setup, ..MigrationInfo::default() };
+        *handover = Handover { info, report: None, cancel: Some(cancel) };
+        self.events.emit(Event::Migration(MigrationStatus::Setup));
+        Ok(())
+    }
+
+    /// Asks a handover under way to end. It does at its next wait, if the guest was not claimed by then.
+    pub(super) fn cancel_handover(&self) {
+        let mut handover = self.handover();
+        let Some(cancel) = &handover.cancel else { return };
+        if let Err(error) = nix::unistd::write(cancel, &1u64.to_ne_bytes()) {
+            tracing::warn!("cancelling: {error}");
+        }
+        handover.info.status = MigrationStatus::Cancelling;
+        drop(handover);
+        self.events.emit(Event::Migration(MigrationStatus::Cancelling));
+    }
+
+    fn run(&self, guest: &Arc<Machine>, destination: Destination, cancel: OwnedFd) {
+        let watch = Stopwatch::start();
+        let mode = destination.mode();
+        let started = Instant::now();
+        let observer = |phase: Phase| self.tell(mode, phase, started);
+        let limits = self.limits();
+        let result = match destination {
+            Destination::Transfer { cpr, main } => {
+                self.transfer(guest, &cpr, &main, limits, cancel, &observer, watch)
+            }
+            Destination::Reboot { file } => {
+                reboot::save::save(guest, &file, limits, &cancel, &observer, watch)
+            }
+            Destination::Exec => match self.ask(guest, limits, cancel, &observer, watch) {
+                // The main thread goes on with it.
+                Ok(()) => return,
+                Err(error) => Err(error),
+            },
+        };
+        match result {
+            Ok(report) => self.inbox.post(Task::GivenAway(report)),
+            Err(error) => self.failed(mode, &error),
+        }
+    }
+
+    /// Asks the new binary whether it could, then leaves the rest to the main thread.
+    fn ask(
+        &self,
+        guest: &Machine,
+        limits: Limits,
+        cancel: OwnedFd,
+        observer: &(impl Fn(Phase) + Send + Sync),
+        mut watch: Stopwatch,
+    ) -> Result<(), HandoverError> {
+        let words = self.parameters().cpr_exec_command.clone();
+        let command = ExecCommand::new(&words).in_phase(Phase::Connect)?;
+        probe::probe(guest, &command, limits, cancel, observer, &mut watch)?;
+        self.inbox.post(Task::Depart { command, limits, watch });
+        Ok(())
+    }
+
+    /// Tells that a phase begins, unless the guest stands.
+    fn tell(&self, mode: Mode, phase: Phase, started: Instant) {
+        if matches!(phase, Phase::Stop | Phase::Save | Phase::Handover) {
+            return;
+        }
+        let mut handover = self.handover();
+        if handover.info.status == MigrationStatus::Setup && phase == Phase::Prepare {
+            handover.info.status = MigrationStatus::Active;
+            self.events.emit(Event::Migration(MigrationStatus::Active));
+        }
+        drop(handover);
+        let elapsed_us = started.elapsed().as_micros() as u64;
+        self.events.emit(Event::Phase { mode, phase: phase.name().into(), elapsed_us });
+    }
+
+    /// The guest is somebody else's. Nothing of it is kept. Called on the main thread.
+    pub(super) fn gave_away(&self, report: Report) {
+        let mode = report.mode;
+        {
+            let mut guest = lock(&self.guest);
+            if let Guest::Here(machine) = &*guest {
+                machine.devices().serial.hand_over();
+                let (name, uuid) = (machine.config().name.clone(), machine.config().uuid);
+                // Tearing a VM down takes tens of milliseconds: not on the monitor's time.
+                let gone = std::mem::replace(&mut *guest, Guest::Gone { name, uuid, mode });
+                std::thread::spawn(move || drop(gone));
+            }
+        }
+        self.completed(report);
+    }
+
+    /// Tells that a handover is done.
+    pub(super) fn completed(&self, report: Report) {
+        self.events.emit(Event::Stop);
+        let milliseconds = |us: u64| us.div_ceil(1000);
+        let mut handover = self.handover();
+        handover.cancel = None;
+        handover.info = MigrationInfo {
+            status: MigrationStatus::Completed,
+            total_time: Some(milliseconds(report.total_us)),
+            downtime: report.downtime_us.map(milliseconds),
+            phases: report.phases.clone(),
+            ..MigrationInfo::default()
+        };
+        tracing::info!("{} completed; downtime {:?} us", report.mode, report.downtime_us);
+        handover.report = Some(HandoverReport {
+            mode: report.mode,
+            status: MigrationStatus::Completed,
+            error_desc: None,
+            phases: report.phases,
+            downtime_us: report.downtime_us,
+            total_us: report.total_us,
+            state_bytes: report.state_bytes,
+            ram_copied: 0,
+            ram_kept: report.ram_kept,
+            descriptors: report.descriptors,
+            vcpus: report.vcpus,
+        });
+        drop(handover);
+        self.events.emit(Event::Migration(MigrationStatus::Completed));
+    }
+
+    /// Tells that a handover did not happen.
+    pub(super) fn failed(&self, mode: Mode, error: &HandoverError) {
+        let status = if error.cancelled { MigrationStatus::Cancelled } else { MigrationStatus::Failed };
+        let why = told(error);
+        tracing::error!("{mode} {status}: {why}");
+        let mut handover = self.handover();
+        handover.cancel = None;
+        handover.info = MigrationInfo { status, error_desc: Some(why.clone()), ..MigrationInfo::default() };
+        handover.report = Some(HandoverReport {
+            mode,
+            status,
+            error_desc: Some(why),
+            phases: Vec::new(),
+            downtime_us: None,
+            total_us: 0,
+            state_bytes: 0,
+            ram_copied: 0,
+            ram_kept: 0,
+            descriptors: 0,
+            vcpus: 0,
+        });
+        drop(handover);
+        self.events.emit(Event::Migration(status));
+    }
+}
+
+impl Shared {
+    #[expect(clippy::too_many_arguments, reason = "each is another thing")]
+    fn transfer(
+        &self,
+        guest: &Machine,
+        cpr: &Path,
+        main: &Path,
+        limits: Limits,
+        cancel: OwnedFd,
+        observer: &(impl Fn(Phase) + Send + Sync),
+        mut watch: Stopwatch,
+    ) -> Result<Report, HandoverError> {
+        observer(Phase::Connect);
+        let connect = |path: &Path| {
+            let stream = UnixStream::connect(path).map_err(|error| {
+                HandoverError::new(Phase::Connect, format!("connecting to {}: {error}", path.display()))
+            })?;
+            let cancel = cancel.try_clone().in_phase(Phase::Connect)?;
+            Channel::new(stream, Some(cancel)).in_phase(Phase::Connect)
+        };
+        let channel = connect(cpr)?;
+        let main = if main == cpr { None } else { Some(connect(main)?) };
+        watch.lap(Phase::Connect.name());
+        let terms = Terms { mode: Mode::CprTransfer, probe: false, limits };
+        let mut board = |writer: &mut _, fds: &mut _| self.board(false, writer, fds);
+        let ready = source::prepare(guest, channel, main, terms, &mut board, observer, &mut watch)?;
+        if was_cancelled(cancel.as_fd()) {
+            return Err(HandoverError::cancelled(Phase::Prepare));
+        }
+        source::hand_over(guest, ready, terms, observer, watch)
+    }
+}
+
+fn unreachable(path: &Path) -> Option<Blocker> {
+    use std::os::unix::fs::FileTypeExt;
+    let why = match std::fs::metadata(path) {
+        Ok(meta) if meta.file_type().is_socket() => return None,
+        Ok(_) => "it is no socket".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let way_out = "start the target first: cpr-load resume --from unix:PATH";
+    Some(Blocker::new("target", format!("{}: {why}; {way_out}", path.display())))
+}
+
+fn executable(words: &[String]) -> Result<(), Blocker> {
+    let blocker = |why: String| Blocker::new("exec command", why);
+    let command = ExecCommand::new(words).map_err(|error| blocker(error.to_string()))?;
+    command.find().map_err(|error| blocker(format!("{}: {error}", command.program().display())))
+}

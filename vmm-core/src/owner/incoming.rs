@@ -1,0 +1,133 @@
+//! Taking a guest in.
+
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+
+use super::{Origin, OwnerError};
+use crate::cpr::exec::arrive::{self, Arrived};
+use crate::cpr::fds::FdTable;
+use crate::cpr::reboot;
+use crate::cpr::report::Report;
+use crate::cpr::transfer::channel::{self, Channel};
+use crate::cpr::transfer::message::ProtocolError;
+use crate::cpr::transfer::target;
+use crate::machine::{Machine, Overrides};
+use crate::monitor::server::MonitorState;
+
+/// How long the source may take to connect to the main channel.
+const MAIN: Duration = Duration::from_secs(30);
+/// A listening target waits for its source for ever, as far as an `Instant` can tell.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// A guest that came in.
+pub struct Guest {
+    pub(super) machine: Machine,
+    /// The monitor's descriptors.
+    pub(super) fds: FdTable,
+    pub(super) monitor: Option<MonitorState>,
+    /// How it came, where the source cannot say.
+    pub(super) report: Option<Report>,
+    /// Why an exec came back to the old binary.
+    pub(super) came_back: Option<String>,
+}
+
+/// A listening socket whose file goes away with it.
+struct Listening {
+    socket: UnixListener,
+    path: PathBuf,
+}
+
+impl Listening {
+    fn on(path: &Path) -> Result<Self, OwnerError> {
+        let doing = || format!("listening on {}", path.display());
+        // Bound under another name and renamed when it listens: who sees the path can connect.
+        let staging = path.with_extension(format!("{}.tmp", std::process::id()));
+        let socket = UnixListener::bind(&staging).map_err(OwnerError::io(doing()))?;
+        let listening = Self { socket, path: staging };
+        let mode = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&listening.path, mode).map_err(OwnerError::io(doing()))?;
+        if UnixStream::connect(path).is_ok() {
+            let taken = std::io::Error::from_raw_os_error(libc::EADDRINUSE);
+            return Err(OwnerError::io(doing())(taken));
+        }
+        std::fs::rename(&listening.path, path).map_err(OwnerError::io(doing()))?;
+        Ok(Self { socket: listening.socket.try_clone().map_err(OwnerError::io(doing()))?, path: path.into() })
+    }
+
+    fn accept(&self, deadline: Instant) -> Result<Channel, ProtocolError> {
+        channel::wait_ready(self.socket.as_fd(), PollFlags::POLLIN, None, deadline)?;
+        let (stream, _) = self.socket.accept().map_err(channel::ChannelError::from)?;
+        crate::monitor::server::refuse_strangers(&stream).map_err(channel::ChannelError::from)?;
+        Ok(Channel::new(stream, None).map_err(channel::ChannelError::from)?)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("removing {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Waits for the guest and takes it over.
+pub(super) fn receive(origin: &Origin, overrides: &Overrides) -> Result<Guest, OwnerError> {
+    match origin {
+        Origin::Listen(path, main) => listen(path, main.as_deref(), overrides),
+        Origin::Connected(fd) => {
+            let stream = UnixStream::from(inherited(*fd)?);
+            let channel =
+                Channel::new(stream, None).map_err(OwnerError::io("using the inherited channel"))?;
+            let main = || Err(no_main());
+            came_by_transfer(target::take_over(channel, main, overrides)?)
+        }
+        Origin::File(path) => {
+            let machine = reboot::load::load(path, overrides)?;
+            Ok(Guest { machine, fds: FdTable::new(), monitor: None, report: None, came_back: None })
+        }
+        Origin::Exec(arrival) => {
+            let Arrived { machine, fds, monitor, report, came_back } = arrive::arrive(*arrival, overrides)?;
+            Ok(Guest { machine, fds, monitor, report: Some(report), came_back })
+        }
+        Origin::Deferred => Err(OwnerError::NoGuest),
+    }
+}
+
+fn listen(path: &Path, main: Option<&Path>, overrides: &Overrides) -> Result<Guest, OwnerError> {
+    let cpr = Listening::on(path)?;
+    let main = main.filter(|main| *main != path).map(Listening::on).transpose()?;
+    tracing::info!("waiting for a guest on {}", path.display());
+    let channel = cpr.accept(Instant::now() + FOR_EVER).map_err(target::TargetError::from)?;
+    drop(cpr);
+    let accept_main = || main.as_ref().ok_or_else(no_main)?.accept(Instant::now() + MAIN);
+    came_by_transfer(target::take_over(channel, accept_main, overrides)?)
+}
+
+fn came_by_transfer(taken: target::Taken) -> Result<Guest, OwnerError> {
+    let target::Taken { machine, fds, monitor } = taken;
+    Ok(Guest { machine, fds, monitor, report: None, came_back: None })
+}
+
+fn no_main() -> ProtocolError {
+    ProtocolError::Malformed {
+        kind: "Hello",
+        why: "the source wants a main channel of its own, and this target has none: start it with --main"
+            .into(),
+    }
+}
+
+fn inherited(fd: RawFd) -> Result<OwnedFd, OwnerError> {
+    let doing = || format!("using the inherited descriptor {fd}");
+    let borrowed = crate::cpr::exec::inherit::inherited(fd).map_err(OwnerError::io(doing()))?;
+    crate::cpr::exec::inherit::set_close_on_exec(borrowed, true).map_err(OwnerError::io(doing()))?;
+    // SAFETY: it is open (checked above) and was left to this process by the one that started it; nothing else here
+    // knows the number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

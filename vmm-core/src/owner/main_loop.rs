@@ -1,0 +1,293 @@
+//! The main thread.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
+
+use super::inbox::{Inbox, InboxWaker};
+use super::incoming;
+use super::signals::Signals;
+use super::{Guest, Options, Origin, OwnerError, Shared, Task, lock};
+use crate::config::MachineConfig;
+use crate::cpr::Mode;
+use crate::cpr::error::HandoverError;
+use crate::cpr::exec::depart;
+use crate::cpr::ownership::Claim;
+use crate::cpr::report::Phase;
+use crate::machine::events::MachineEvent;
+use crate::machine::run_state::RunState;
+use crate::machine::{Machine, Overrides};
+use crate::monitor::events::{Event, EventSender};
+use crate::monitor::server::MonitorServer;
+use crate::monitor::{Control, Incoming as IncomingFrom, paths};
+
+/// For what clients are still to be told at the end.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+
+/// How the process ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest powered off, or `quit` or a second signal ended it.
+    GuestEnded,
+    /// The guest lives on elsewhere.
+    GivenAway,
+    /// KVM could not go on with the guest.
+    Failed,
+}
+
+/// The process that owns a guest.
+pub struct Owner {
+    shared: Arc<Shared>,
+    manager: EventManager<Subscriber>,
+    monitor: Arc<Mutex<MonitorServer>>,
+    serial: Option<SubscriberId>,
+    options: Options,
+    terminating: bool,
+    ended: Option<Result<Ended, OwnerError>>,
+}
+
+impl Owner {
+    /// A process without a guest. To be called before any thread is started: it blocks signals for all of them.
+    pub fn new(options: Options) -> Result<Self, OwnerError> {
+        let inbox = Arc::new(Inbox::new().map_err(OwnerError::io("making an eventfd"))?);
+        let signals = Signals::block(Arc::clone(&inbox)).map_err(OwnerError::io("catching signals"))?;
+        let events = EventSender::new().map_err(OwnerError::io("making an eventfd"))?;
+        let shared = Shared::new(events.clone(), Arc::clone(&inbox));
+        let mut manager = EventManager::new()
+            .map_err(|e| OwnerError::io("making an epoll")(std::io::Error::other(format!("{e:?}"))))?;
+        let monitor =
+            Arc::new(Mutex::new(MonitorServer::new(Arc::clone(&shared) as Arc<dyn Control>, events)));
+        // Nobody else sets it.
+        let _ = shared.monitor.set(Arc::clone(&monitor));
+        manager.add_subscriber(Arc::new(Mutex::new(InboxWaker(inbox))) as Subscriber);
+        manager.add_subscriber(Arc::new(Mutex::new(signals)) as Subscriber);
+        manager.add_subscriber(Arc::clone(&monitor) as Subscriber);
+        Ok(Self { shared, manager, monitor, serial: None, options, terminating: false, ended: None })
+    }
+
+    /// Boots a guest and serves it until it ends or is given away.
+    pub fn boot(mut self, config: MachineConfig) -> Result<Ended, OwnerError> {
+        // The monitor first: it refuses a name that is taken, before anything is built.
+        self.listen(&config.name)?;
+        let loaded = Machine::boot(config, self.shared.machine_events())?;
+        let loaded = if self.options.paused { loaded.paused() } else { loaded };
+        self.settle(loaded.enter(Claim::cold_boot()));
+        self.run()
+    }
+
+    /// Takes a guest in and serves it until it ends or is given away.
+    pub fn resume(mut self, origin: Origin) -> Result<Ended, OwnerError> {
+        if let Some(path) = self.options.monitor.clone() {
+            self.server().listen(&path)?;
+        }
+        match origin {
+            Origin::Deferred => {}
+            // This thread is all there is after an exec, and nobody may wait for the guest longer than needed.
+            Origin::Exec(_) => {
+                let guest = incoming::receive(&origin, &self.overrides())?;
+                self.take_in(guest)?;
+            }
+            origin => self.start_receiving(origin)?,
+        }
+        self.run()
+    }
+
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            set: self.options.set.clone(),
+            paused: self.options.paused,
+            events: self.shared.machine_events(),
+        }
+    }
+
+    fn server(&self) -> std::sync::MutexGuard<'_, MonitorServer> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start_receiving(&self, origin: Origin) -> Result<(), OwnerError> {
+        let (overrides, inbox) = (self.overrides(), Arc::clone(&self.shared.inbox));
+        let receive = move || inbox.post(Task::Arrived(Box::new(incoming::receive(&origin, &overrides))));
+        let started = std::thread::Builder::new().name("incoming".into()).spawn(receive);
+        started.map(drop).map_err(OwnerError::io("starting a thread"))
+    }
+
+    /// Listens on the monitor's socket: the one that was asked for, or the one named after the guest.
+    fn listen(&self, name: &str) -> Result<(), OwnerError> {
+        let path = match &self.options.monitor {
+            Some(path) => path.clone(),
+            None => paths::make_runtime_dir()
+                .map_err(OwnerError::io(format!(
+                    "making the runtime directory {}",
+                    paths::runtime_dir().display()
+                )))?
+                .join(paths::socket_name(name)),
+        };
+        Ok(self.server().listen(&path)?)
+    }
+
+    /// Serves a machine that was just entered.
+    fn settle(&mut self, machine: Machine) {
+        let machine = Arc::new(machine);
+        self.serial =
+            Some(self.manager.add_subscriber(Arc::new(Mutex::new(machine.devices().serial.subscriber()))));
+        *lock(&self.shared.guest) = Guest::Here(machine);
+    }
+
+    fn take_in(&mut self, guest: incoming::Guest) -> Result<(), OwnerError> {
+        let incoming::Guest { machine, mut fds, monitor, report, came_back } = guest;
+        let running = machine.run_state() == RunState::Running;
+        let name = machine.config().name.clone();
+        tracing::info!("guest '{name}' is here, {}", machine.run_state());
+        self.settle(machine);
+        match monitor {
+            // With a monitor of its own, the process has no use for the one that came along.
+            Some(monitor) if self.options.monitor.is_none() => self.server().adopt(monitor, &mut fds)?,
+            Some(_) => {}
+            None if self.options.monitor.is_none() => self.listen(&name)?,
+            None => {}
+        }
+        if let Some(why) = came_back {
+            self.shared.failed(Mode::CprExec, &HandoverError::new(Phase::Handover, why));
+        } else if let Some(report) = report {
+            self.shared.completed(report);
+        }
+        if running {
+            self.shared.events.emit(Event::Resume);
+        }
+        Ok(())
+    }
+
+    fn run(mut self) -> Result<Ended, OwnerError> {
+        let ended = loop {
+            while let Some(task) = self.shared.inbox.take() {
+                self.handle(task);
+            }
+            if let Some(ended) = self.ended.take() {
+                break ended;
+            }
+            if let Err(error) = self.manager.run() {
+                break Err(OwnerError::io("waiting for events")(std::io::Error::other(format!("{error:?}"))));
+            }
+        };
+        self.server().finish(FAREWELL);
+        // The machine's threads must end before its VM and its memory go.
+        *lock(&self.shared.guest) = Guest::Awaited;
+        ended
+    }
+
+    fn end(&mut self, ended: Result<Ended, OwnerError>) {
+        self.ended.get_or_insert(ended);
+    }
+
+    fn handle(&mut self, task: Task) {
+        match task {
+            Task::Terminate => self.terminate(),
+            Task::Quit => self.quit("host-qmp-quit"),
+            Task::Machine(event) => self.machine_event(event),
+            Task::Reset { guest } => self.reset(guest),
+            Task::Incoming(from) => {
+                let origin = match from {
+                    IncomingFrom::Unix { cpr, main } => Origin::Listen(cpr, Some(main)),
+                    IncomingFrom::File(path) => Origin::File(path),
+                };
+                if let Err(error) = self.start_receiving(origin) {
+                    tracing::error!("{error}");
+                }
+            }
+            Task::Arrived(arrived) => {
+                if let Err(error) = arrived.and_then(|guest| self.take_in(guest)) {
+                    self.end(Err(error));
+                }
+            }
+            Task::Depart { command, limits, watch } => {
+                let Some(machine) = self.shared.guest() else { return };
+                let shared = Arc::clone(&self.shared);
+                let mut board = |writer: &mut _, fds: &mut _| shared.board(true, writer, fds);
+                let error = depart::depart(&machine, &command, limits, watch, &mut board);
+                self.shared.failed(Mode::CprExec, &error);
+            }
+            Task::GivenAway(report) => {
+                self.forget_serial();
+                if report.mode == Mode::CprTransfer {
+                    self.server().release_listeners();
+                }
+                self.shared.gave_away(report);
+            }
+        }
+    }
+
+    fn forget_serial(&mut self) {
+        if let Some(id) = self.serial.take()
+            && let Err(error) = self.manager.remove_subscriber(id)
+        {
+            tracing::error!("letting go of the serial port: {error:?}");
+        }
+    }
+
+    fn terminate(&mut self) {
+        match self.shared.guest() {
+            Some(guest) if !self.terminating => {
+                self.terminating = true;
+                match guest.press_power_button() {
+                    Ok(()) => tracing::info!("asked the guest to power off; a second signal ends it at once"),
+                    Err(error) => {
+                        tracing::warn!("powering the guest off: {error}; a second signal ends it at once")
+                    }
+                }
+            }
+            _ => self.quit("host-signal"),
+        }
+    }
+
+    fn quit(&mut self, reason: &'static str) {
+        let ended = match &*lock(&self.shared.guest) {
+            Guest::Awaited => Err(OwnerError::NoGuest),
+            Guest::Here(_) => Ok(Ended::GuestEnded),
+            Guest::Gone { .. } => Ok(Ended::GivenAway),
+        };
+        self.shared.events.emit(Event::Shutdown { guest: false, reason });
+        self.end(ended);
+    }
+
+    fn machine_event(&mut self, event: MachineEvent) {
+        let Some(machine) = self.shared.guest() else { return };
+        match event {
+            MachineEvent::PowerOff => {
+                machine.end(RunState::Shutdown);
+                tracing::info!("the guest powered off");
+                self.shared.events.emit(Event::Shutdown { guest: true, reason: "guest-shutdown" });
+                self.end(Ok(Ended::GuestEnded));
+            }
+            MachineEvent::Reset => self.reset(true),
+            MachineEvent::Failed { vcpu, why } => {
+                tracing::error!("vCPU {vcpu} cannot go on: {why}");
+                machine.end(RunState::InternalError);
+                self.shared.events.emit(Event::Stop);
+            }
+        }
+    }
+
+    /// Starts the guest from its beginning, with its serial port's descriptors kept.
+    fn reset(&mut self, guest: bool) {
+        let Some(machine) = self.shared.guest() else { return };
+        machine.end(RunState::Shutdown);
+        self.forget_serial();
+        let config = machine.config().clone();
+        let kept = machine.descriptors(Mode::CprExec);
+        machine.devices().serial.hand_over();
+        drop(machine);
+        *lock(&self.shared.guest) = Guest::Awaited;
+        let booted = kept.and_then(|kept| Machine::reboot(config, kept, self.shared.machine_events()));
+        match booted {
+            Ok(loaded) => {
+                self.settle(loaded.enter(Claim::cold_boot()));
+                let reason = if guest { "guest-reset" } else { "host-qmp-system-reset" };
+                self.shared.events.emit(Event::Reset { guest, reason });
+            }
+            Err(error) => self.end(Err(error.into())),
+        }
+    }
+}

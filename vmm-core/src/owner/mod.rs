@@ -1,0 +1,225 @@
+//! The process that owns a guest: its event loop, signals, monitor and handovers.
+//!
+//! 1. The main thread runs the loop: monitor, serial port, signals, and what other threads ask of it ([`inbox`]).
+//! 2. A handover runs on a thread of its own, so that the monitor answers and can cancel meanwhile ([`handover`]).
+//! 3. Whoever gave the guest away keeps nothing of it: RAM, descriptors and VM are let go of, and `cont` is refused.
+
+mod control;
+mod handover;
+pub mod inbox;
+mod incoming;
+mod main_loop;
+mod signals;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use self::inbox::Inbox;
+pub use self::main_loop::{Ended, Owner};
+use crate::config::Uuid;
+use crate::cpr::Mode;
+use crate::cpr::error::HandoverError;
+use crate::cpr::error::InPhase;
+use crate::cpr::exec::command::{Arrival, ExecCommand};
+use crate::cpr::fds::FdTable;
+use crate::cpr::format::StateWriter;
+use crate::cpr::report::Phase;
+use crate::cpr::report::{Report, Stopwatch};
+use crate::cpr::transfer::source::Limits;
+use crate::machine::events::MachineEvent;
+use crate::machine::{Machine, MachineError};
+use crate::monitor::events::EventSender;
+use crate::monitor::server::MonitorServer;
+use crate::monitor::{
+    HandoverReport, Incoming as IncomingFrom, MigrateCapabilities, MigrateParameters, MigrationInfo,
+};
+
+/// Where a guest comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A process that will connect to this socket; and to the second for the main channel, if there is one.
+    Listen(PathBuf, Option<PathBuf>),
+    /// A process at the other end of this descriptor.
+    Connected(std::os::fd::RawFd),
+    /// A file.
+    File(PathBuf),
+    /// The image of this process before it executed this one.
+    Exec(Arrival),
+    /// Whatever `migrate-incoming` will say.
+    Deferred,
+}
+
+/// How the process runs, apart from what its guest is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The monitor's socket; absent: the one that comes with the guest, or the one named after it.
+    pub monitor: Option<PathBuf>,
+    /// Whether the guest waits for `cont`, even if it ran.
+    pub paused: bool,
+    /// What differs here from what the saved state says (`KEY=VALUE`).
+    pub set: Vec<String>,
+}
+
+/// Why the process could not run its guest.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnerError {
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// A transfer.
+    #[error(transparent)]
+    Transfer(#[from] crate::cpr::transfer::target::TargetError),
+    /// An exec.
+    #[error(transparent)]
+    Exec(#[from] crate::cpr::exec::arrive::ArriveError),
+    /// A file.
+    #[error(transparent)]
+    Reboot(#[from] crate::cpr::reboot::load::RebootError),
+    /// The monitor.
+    #[error(transparent)]
+    Monitor(#[from] crate::monitor::server::MonitorError),
+    /// A system call failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done, to what.
+        doing: String,
+        /// What the kernel answered.
+        source: std::io::Error,
+    },
+    /// Ended by a signal or `quit` before a guest came.
+    #[error("ended before a guest came in")]
+    NoGuest,
+}
+
+impl OwnerError {
+    /// Whether the guest was in this process, and nobody else has it.
+    pub fn guest_is_lost(&self) -> bool {
+        matches!(self, Self::Exec(_))
+    }
+
+    fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Io { doing, source }
+    }
+}
+
+/// What other threads ask of the main thread.
+pub enum Task {
+    /// SIGTERM or SIGINT.
+    Terminate,
+    /// `quit`.
+    Quit,
+    /// The guest did something that its owner must act on.
+    Machine(MachineEvent),
+    /// Start the guest from its beginning.
+    Reset {
+        /// Whether the guest asked for it.
+        guest: bool,
+    },
+    /// A guest may come in.
+    Incoming(IncomingFrom),
+    /// A guest came in, or could not.
+    Arrived(Box<Result<incoming::Guest, OwnerError>>),
+    /// Execute the new binary: the last step of an exec, which is the main thread's.
+    Depart {
+        /// What to execute.
+        command: ExecCommand,
+        /// The bounds.
+        limits: Limits,
+        /// The steps so far.
+        watch: Stopwatch,
+    },
+    /// The guest was given away.
+    GivenAway(Report),
+}
+
+/// A guest that is here, was, or is to come.
+#[derive(Debug, Default)]
+enum Guest {
+    /// None has come yet.
+    #[default]
+    Awaited,
+    /// Here.
+    Here(Arc<Machine>),
+    /// Given away.
+    Gone { name: String, uuid: Uuid, mode: Mode },
+}
+
+/// The last handover, or the one under way.
+#[derive(Debug, Default)]
+struct Handover {
+    info: MigrationInfo,
+    report: Option<HandoverReport>,
+    cancel: Option<OwnedFd>,
+}
+
+/// What the monitor, the handover thread and the main thread share.
+pub struct Shared {
+    me: Weak<Self>,
+    guest: Mutex<Guest>,
+    handover: Mutex<Handover>,
+    parameters: Mutex<MigrateParameters>,
+    capabilities: Mutex<MigrateCapabilities>,
+    events: EventSender,
+    inbox: Arc<Inbox<Task>>,
+    monitor: OnceLock<Arc<Mutex<MonitorServer>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn new(events: EventSender, inbox: Arc<Inbox<Task>>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            guest: Mutex::default(),
+            handover: Mutex::default(),
+            parameters: Mutex::default(),
+            capabilities: Mutex::default(),
+            events,
+            inbox,
+            monitor: OnceLock::new(),
+        })
+    }
+
+    /// The guest, if it is here.
+    fn guest(&self) -> Option<Arc<Machine>> {
+        match &*lock(&self.guest) {
+            Guest::Here(machine) => Some(Arc::clone(machine)),
+            Guest::Awaited | Guest::Gone { .. } => None,
+        }
+    }
+
+    fn handover(&self) -> MutexGuard<'_, Handover> {
+        lock(&self.handover)
+    }
+
+    fn parameters(&self) -> MutexGuard<'_, MigrateParameters> {
+        lock(&self.parameters)
+    }
+
+    fn capabilities(&self) -> MutexGuard<'_, MigrateCapabilities> {
+        lock(&self.capabilities)
+    }
+
+    /// Sends the monitor along: its listening sockets, and with `clients` who is connected. Not to be called with the
+    /// monitor borrowed.
+    fn board(&self, clients: bool, writer: &mut StateWriter, fds: &mut FdTable) -> Result<(), HandoverError> {
+        let Some(monitor) = self.monitor.get() else { return Ok(()) };
+        let state = lock(monitor).export(clients, fds).in_phase(Phase::Prepare)?;
+        writer.put(0, &state).in_phase(Phase::Prepare)
+    }
+
+    /// Where a machine's events go: to the main thread.
+    fn machine_events(&self) -> crate::machine::events::EventSink {
+        let inbox = Arc::clone(&self.inbox);
+        Arc::new(move |event| inbox.post(Task::Machine(event)))
+    }
+}
+
+/// A handover's error as people are told it.
+fn told(error: &HandoverError) -> String {
+    error.to_string()
+}
