@@ -84,8 +84,6 @@ pub const RESET_VALUE: u8 = 6;
 
 /// Interrupt line of the first serial port.
 pub const COM1_GSI: u32 = 4;
-/// Interrupt line of the CMOS RTC.
-pub const RTC_GSI: u32 = 8;
 /// ACPI's interrupt line (SCI), level triggered, active high.
 pub const SCI_GSI: u32 = 9;
 /// Where the timer's interrupt (ISA IRQ 0) arrives at the I/O APIC.

@@ -4,8 +4,8 @@
 pub(super) const POWER_BUTTON: u16 = 1 << 8;
 /// Status bits that the device can set. Writing a one clears them.
 pub(super) const STATUS_BITS: u16 = POWER_BUTTON;
-/// Enable bits that there are: global lock and power button.
-pub(super) const ENABLE_BITS: u16 = 1 << 5 | POWER_BUTTON;
+/// Enable bits that there are: global lock, power button and RTC; Linux complains of an `RTC_EN` that does not stay set.
+pub(super) const ENABLE_BITS: u16 = 1 << 5 | POWER_BUTTON | 1 << 10;
 /// `SCI_EN`, read only here.
 pub(super) const SCI_EN: u16 = 1;
 const SLP_TYP_SHIFT: u16 = 10;
@@ -96,7 +96,7 @@ mod tests {
         registers.write(4, &[0, 0]);
         let mut block = [0; 7];
         registers.read(0, &mut block);
-        assert_eq!(block, [0, 0, 0x20, 1, 1, 0, 0xff]);
+        assert_eq!(block, [0, 0, 0x20, 5, 1, 0, 0xff]);
     }
 
     #[test]

@@ -15,8 +15,11 @@ pub(super) fn table() -> Sdt {
     let mut table = Sdt::new(*b"DSDT", HEADER_SIZE, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut aml = Vec::new();
     soft_off(&mut aml);
-    isa_device(&mut aml, "_SB_.COM1", "PNP0501", (layout::COM1_PORT, layout::COM1_PORTS), layout::COM1_GSI);
-    isa_device(&mut aml, "_SB_.RTC_", "PNP0B00", (layout::RTC_PORT, layout::RTC_PORTS), layout::RTC_GSI);
+    let (consumer, edge, active_low, shared) = (true, true, false, false);
+    let interrupt = Interrupt::new(consumer, edge, active_low, shared, layout::COM1_GSI);
+    let serial = io(layout::COM1_PORT, layout::COM1_PORTS);
+    isa_device(&mut aml, "_SB_.COM1", "PNP0501", vec![&serial, &interrupt]);
+    isa_device(&mut aml, "_SB_.RTC_", "PNP0B00", vec![&io(layout::RTC_PORT, layout::RTC_PORTS)]);
     table.append_slice(&aml);
     table
 }
@@ -26,13 +29,14 @@ fn soft_off(aml: &mut Vec<u8>) {
     Name::new("_S5_".into(), &values).to_aml_bytes(aml);
 }
 
-/// A device with some ports and an edge triggered, active high interrupt.
-fn isa_device(aml: &mut Vec<u8>, path: &str, hid: &str, (port, ports): (u16, u16), gsi: u32) {
-    let io = IO::new(port, port, 1, ports as u8);
-    let interrupt = Interrupt::new(true, true, false, false, gsi);
-    let resources = ResourceTemplate::new(vec![&io, &interrupt]);
+fn isa_device(aml: &mut Vec<u8>, path: &str, hid: &str, resources: Vec<&dyn Aml>) {
+    let resources = ResourceTemplate::new(resources);
     let hid = Name::new("_HID".into(), &EISAName::new(hid));
     let uid = Name::new("_UID".into(), &ONE);
     let crs = Name::new("_CRS".into(), &resources);
     Device::new(path.into(), vec![&hid, &uid, &crs]).to_aml_bytes(aml);
+}
+
+fn io(port: u16, ports: u16) -> IO {
+    IO::new(port, port, 1, ports as u8)
 }

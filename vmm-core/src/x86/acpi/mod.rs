@@ -1,6 +1,6 @@
 //! What the machine tells an operating system about itself: the ACPI tables (ACPI 6.5).
 //!
-//! 1. The tables are a function of the number of vCPUs and of [`layout`](super::layout) alone: the same machine, the
+//! 1. The tables are a function of the number of vCPUs and of [`layout`] alone: the same machine, the
 //!    same bytes.
 //! 2. They are written once, at a cold boot of a kernel, to the area that is searched for the RSDP; a firmware brings
 //!    its own.

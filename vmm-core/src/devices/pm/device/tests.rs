@@ -113,6 +113,6 @@ fn a_register_that_holds_a_bit_that_does_not_exist_is_refused_and_named() {
     let error = bench().pm.load(&mut saved(Some(&state), None)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "pm: saved state is not possible: PM1 enable 0x8000; expected no bit outside 0x0120"
+        "pm: saved state is not possible: PM1 enable 0x8000; expected no bit outside 0x0520"
     );
 }
