@@ -4,7 +4,7 @@ use std::io::Write;
 
 use clap::CommandFactory;
 use vmm_core::config::{Backing, ByteSize, ChardevConfig};
-use vmm_core::monitor::Incoming;
+use vmm_core::owner::Origin;
 
 use super::*;
 
@@ -91,10 +91,10 @@ fn a_file_that_is_not_right_is_named_in_the_error() {
 
 #[test]
 fn one_socket_serves_as_both_channels_unless_another_is_named() {
-    let unix = |cpr: &str, main: &str| Origin::Now(Incoming::Unix { cpr: cpr.into(), main: main.into() });
+    let unix = |cpr: &str, main: &str| Origin::Listen(cpr.into(), Some(main.into()));
     assert_eq!(resume("resume --from unix:/a").from, unix("/a", "/a"));
     assert_eq!(resume("resume --from unix:/a --main unix:/b").from, unix("/a", "/b"));
-    assert_eq!(resume("resume --from file:/f").from, Origin::Now(Incoming::File("/f".into())));
+    assert_eq!(resume("resume --from file:/f").from, Origin::File("/f".into()));
     assert_eq!(resume("resume --from defer --monitor /m").from, Origin::Deferred);
 }
 

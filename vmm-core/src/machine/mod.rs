@@ -32,7 +32,7 @@ use crate::cpr::blockers::Blocker;
 use crate::cpr::fds::{FdError, FdTable};
 use crate::cpr::format::{FormatError, HeaderInfo, StateWriter, Versions};
 use crate::cpr::ownership::Claim;
-use crate::devices::DeviceError;
+use crate::devices::{Device, DeviceError};
 use crate::memory::{GuestRam, MemoryError, RamBlock};
 use crate::vcpu::group::{VcpuError, Vcpus};
 use crate::vcpu::thread::StopTimeout;
@@ -296,6 +296,14 @@ impl Machine {
             device.descriptors(mode, &mut fds)?;
         }
         Ok(fds)
+    }
+
+    /// Lets devices that gave out their descriptors go on: the handover that these were for did not happen.
+    pub fn release_hold(&self) {
+        let state = self.lock_state();
+        if state.can_be_handed_over() {
+            self.devices.all().for_each(Device::resume);
+        }
     }
 
     /// What the head of its saved state says.

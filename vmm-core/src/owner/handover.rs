@@ -219,6 +219,10 @@ impl Shared {
     /// Tells that a handover did not happen.
     pub(super) fn failed(&self, mode: Mode, error: &HandoverError) {
         let status = if error.cancelled { MigrationStatus::Cancelled } else { MigrationStatus::Failed };
+        // Devices that were asked for their descriptors hold new clients back until they hear that it is over.
+        if let Some(guest) = self.guest() {
+            guest.release_hold();
+        }
         let why = told(error);
         tracing::error!("{mode} {status}: {why}");
         let mut handover = self.handover();

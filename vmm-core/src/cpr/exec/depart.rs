@@ -10,7 +10,7 @@ use super::inherit;
 use super::state::{DescriptorNumbers, Journey};
 use crate::cpr::Mode;
 use crate::cpr::error::{HandoverError, InPhase};
-use crate::cpr::fds::{FdName, FdTable};
+use crate::cpr::fds::FdName;
 use crate::cpr::format::StateWriter;
 use crate::cpr::ownership::Ownership;
 use crate::cpr::report::{Phase, Stopwatch, monotonic_ns};

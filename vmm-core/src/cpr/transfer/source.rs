@@ -20,7 +20,7 @@ use crate::cpr::fds::{FdName, FdTable};
 use crate::cpr::format::{StateWriter, Versions};
 use crate::cpr::observer::Observer;
 use crate::cpr::ownership::Ownership;
-use crate::cpr::report::{Phase, Report, Stopwatch, monotonic_ns};
+use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::machine::{Machine, build_name, readable_versions};
 
 /// What goes along that is not the machine's: the monitor.
