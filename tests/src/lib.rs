@@ -1,4 +1,5 @@
 //! The test harness.
 
+pub mod bench;
 pub mod guests;
 pub mod harness;
