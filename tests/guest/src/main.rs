@@ -1,2 +1,93 @@
-//! guest-init
-fn main() {}
+//! Init of a Linux test guest: puts load on it and watches, from inside, that nothing is noticed.
+//!
+//! 1. Every byte it writes to the console is in a numbered, checksummed line ([`guest_init::frame`]); the kernel
+//!    writes none after the first of them.
+//! 2. A heartbeat on each CPU keeps the longest gap; all clocks are read on all CPUs and never step back.
+//! 3. Memory, FPU, SSE and AVX registers hold patterns that are verified without end.
+//! 4. The console takes commands, one a line: `STATUS?`, `GAP RESET`, `PING …`, `POWEROFF`.
+//! 5. The power button powers the guest off.
+//!
+//! Options on the kernel's command line: `guest.load=mem,cpu` (what load), `guest.mem=256` (MiB of patterns),
+//! `guest.rate=20` (numbered lines a second).
+
+mod clocks;
+mod commands;
+mod console;
+mod heartbeat;
+mod kmsg;
+mod memory;
+mod options;
+mod power;
+mod registers;
+mod setup;
+mod timer;
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use console::Console;
+use guest_init::early;
+
+/// What the threads share.
+struct Watch {
+    console: Console,
+    clocks: clocks::Clocks,
+    heartbeats: Vec<heartbeat::Beats>,
+    memory: memory::Checks,
+    registers: memory::Checks,
+    timer: timer::TimerWatch,
+    kernel_messages: kmsg::Seen,
+}
+
+fn main() {
+    if let Err(problem) = run() {
+        eprintln!("guest-init: {problem}");
+        power::off();
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
+    early::mounts(&[("/proc", "proc"), ("/sys", "sysfs"), ("/dev", "devtmpfs")])?;
+    early::modules();
+    let options = options::Options::from_cmdline(&std::fs::read_to_string("/proc/cmdline")?);
+    let cpus = thread::available_parallelism()?.get();
+    let watch = Arc::new(Watch {
+        console: Console::open("/dev/ttyS0")?,
+        clocks: clocks::Clocks::new(),
+        heartbeats: (0..cpus).map(|_| heartbeat::Beats::default()).collect(),
+        memory: memory::Checks::default(),
+        registers: memory::Checks::default(),
+        timer: timer::TimerWatch::default(),
+        kernel_messages: kmsg::Seen::default(),
+    });
+    setup::quiet_console();
+    watch.console.reply(&format!("READY cpus={cpus}"));
+
+    for cpu in 0..cpus {
+        let beats = Arc::clone(&watch);
+        thread::spawn(move || heartbeat::run(&beats.heartbeats[cpu], &beats.clocks, cpu));
+        if options.load_cpu {
+            let load = Arc::clone(&watch);
+            thread::spawn(move || registers::run(&load.registers, &load.clocks, cpu));
+        }
+        if options.load_memory {
+            let load = Arc::clone(&watch);
+            let bytes = options.memory_mib * (1 << 20) / cpus;
+            thread::spawn(move || memory::run(&load.memory, bytes, cpu));
+        }
+    }
+    let timer = Arc::clone(&watch);
+    thread::spawn(move || timer::run(&timer.timer));
+    let log = Arc::clone(&watch);
+    thread::spawn(move || kmsg::run(&log.kernel_messages, &log.console));
+    power::watch_button();
+    let filler = Arc::clone(&watch);
+    thread::spawn(move || {
+        loop {
+            filler.console.numbered();
+            thread::sleep(Duration::from_secs(1) / options.rate);
+        }
+    });
+    commands::serve(&watch)
+}

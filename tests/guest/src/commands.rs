@@ -1,0 +1,65 @@
+//! The commands that the console takes.
+
+use std::fs;
+
+use guest_init::status::Status;
+use nix::time::ClockId;
+
+use crate::clocks::{monotonic, nanoseconds};
+use crate::{Watch, power};
+
+/// Longest command, in bytes.
+const LONGEST: usize = 256;
+
+/// Answers commands without end.
+pub fn serve(watch: &Watch) -> Result<(), Box<dyn std::error::Error>> {
+    let mut line = Vec::new();
+    let mut buffer = [0; 64];
+    loop {
+        let length = watch.console.read(&mut buffer)?;
+        for &byte in &buffer[..length] {
+            if byte != b'\n' && line.len() < LONGEST {
+                line.push(byte);
+                continue;
+            }
+            let command = String::from_utf8_lossy(&line).into_owned();
+            line.clear();
+            watch.console.reply(&answer(watch, &command));
+            if command == "POWEROFF" {
+                power::off();
+            }
+        }
+    }
+}
+
+fn answer(watch: &Watch, command: &str) -> String {
+    match command.split_once(' ').unwrap_or((command, "")) {
+        ("STATUS?", _) => match serde_json::to_string(&status(watch)) {
+            Ok(figures) => format!("STATUS {figures}"),
+            Err(error) => format!("ERROR {error}"),
+        },
+        ("GAP", "RESET") => {
+            watch.heartbeats.iter().for_each(crate::heartbeat::Beats::reset);
+            watch.timer.reset();
+            "GAP RESET".to_owned()
+        }
+        ("PING", rest) => format!("PONG {rest}"),
+        ("POWEROFF", _) => "POWEROFF".to_owned(),
+        _ => format!("ERROR unknown command {command:?}"),
+    }
+}
+
+fn status(watch: &Watch) -> Status {
+    let clocksource = fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+    Status {
+        monotonic: monotonic(),
+        realtime: nanoseconds(ClockId::CLOCK_REALTIME),
+        clocksource: clocksource.unwrap_or_default().trim().to_owned(),
+        heartbeats: watch.heartbeats.iter().map(crate::heartbeat::Beats::report).collect(),
+        clocks: watch.clocks.report(),
+        memory: watch.memory.report(),
+        registers: watch.registers.report(),
+        timer: watch.timer.report(),
+        kernel_messages: watch.kernel_messages.count(),
+    }
+}

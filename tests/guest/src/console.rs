@@ -1,0 +1,56 @@
+//! The serial console: numbered lines out, commands in.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::sync::{Mutex, PoisonError};
+
+use guest_init::frame::{Frame, Kind};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+
+/// Text that numbered lines show a piece of.
+const FILLER: &str = "the quick brown fox jumps over the lazy dog 0123456789 ";
+
+struct Out {
+    file: File,
+    sequence: u64,
+}
+
+/// The serial console. A line is written whole or not begun.
+pub struct Console {
+    input: File,
+    out: Mutex<Out>,
+}
+
+impl Console {
+    /// Opens a terminal and makes it raw: no echo, no translation.
+    pub fn open(path: &str) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let mut terminal = tcgetattr(&file)?;
+        cfmakeraw(&mut terminal);
+        tcsetattr(&file, SetArg::TCSANOW, &terminal)?;
+        Ok(Self { input: file.try_clone()?, out: Mutex::new(Out { file, sequence: 0 }) })
+    }
+
+    /// Writes the next line of the sequence.
+    pub fn line(&self, kind: Kind, payload: &str) {
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let frame = Frame { sequence: out.sequence, kind, payload: payload.replace('\n', " ") };
+        out.sequence += 1;
+        let _ = out.file.write_all(format!("{frame}\n").as_bytes());
+    }
+
+    /// Writes the answer to a command.
+    pub fn reply(&self, payload: &str) {
+        self.line(Kind::Reply, payload);
+    }
+
+    /// Writes a line of filler.
+    pub fn numbered(&self) {
+        self.line(Kind::Numbered, FILLER);
+    }
+
+    /// Reads what has come; blocks until something has.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.input).read(buffer)
+    }
+}

@@ -1,0 +1,45 @@
+//! Options on the kernel's command line.
+
+/// What the guest was asked to do.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Whether patterns are written to memory without end.
+    pub load_memory: bool,
+    /// Whether each CPU is kept busy holding register patterns.
+    pub load_cpu: bool,
+    /// MiB of memory patterns.
+    pub memory_mib: usize,
+    /// Numbered lines a second.
+    pub rate: u32,
+}
+
+impl Options {
+    /// Reads `guest.*` options; what is not there or not a number keeps its default.
+    pub fn from_cmdline(cmdline: &str) -> Self {
+        let mut options = Self { load_memory: true, load_cpu: true, memory_mib: 256, rate: 20 };
+        for word in cmdline.split_whitespace() {
+            let Some((key, value)) = word.split_once('=') else { continue };
+            match key {
+                "guest.load" => {
+                    options.load_memory = value.split(',').any(|load| load == "mem");
+                    options.load_cpu = value.split(',').any(|load| load == "cpu");
+                }
+                "guest.mem" => options.memory_mib = value.parse().unwrap_or(options.memory_mib),
+                "guest.rate" => options.rate = value.parse().unwrap_or(options.rate).clamp(1, 1000),
+                _ => {}
+            }
+        }
+        options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read_among_the_kernels_own() {
+        let options = Options::from_cmdline("console=ttyS0 guest.load=mem guest.mem=64 quiet guest.rate=0\n");
+        assert_eq!(options, Options { load_memory: true, load_cpu: false, memory_mib: 64, rate: 1 });
+    }
+}

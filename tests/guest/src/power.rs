@@ -1,0 +1,39 @@
+//! Power off: on command, or by the power button.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::thread;
+
+use nix::sys::reboot::{RebootMode, reboot};
+
+const EV_KEY: u16 = 1;
+const KEY_POWER: u16 = 116;
+/// Bytes of the kernel's `struct input_event` before its type: two 64-bit times.
+const EVENT_TIME: usize = 16;
+
+/// Powers the guest off through ACPI.
+pub fn off() -> ! {
+    nix::unistd::sync();
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    loop {
+        thread::park();
+    }
+}
+
+/// Waits, in threads of its own, for the power button on every input device there is.
+pub fn watch_button() {
+    let Ok(entries) = fs::read_dir("/dev/input") else { return };
+    for entry in entries.flatten() {
+        let Ok(mut device) = File::open(entry.path()) else { continue };
+        thread::spawn(move || {
+            let mut event = [0; EVENT_TIME + 8];
+            while device.read_exact(&mut event).is_ok() {
+                let half = |at: usize| u16::from_ne_bytes([event[at], event[at + 1]]);
+                let pressed = event[EVENT_TIME + 4] == 1;
+                if (half(EVENT_TIME), half(EVENT_TIME + 2)) == (EV_KEY, KEY_POWER) && pressed {
+                    off();
+                }
+            }
+        });
+    }
+}

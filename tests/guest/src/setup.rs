@@ -1,0 +1,28 @@
+//! The kernel's console, and where and how a thread runs.
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// Keeps the kernel's messages off the console; only a panic is still printed.
+pub fn quiet_console() {
+    const SYSLOG_ACTION_CONSOLE_OFF: libc::c_int = 6;
+    // SAFETY: this action reads and writes no buffer.
+    unsafe { libc::klogctl(SYSLOG_ACTION_CONSOLE_OFF, std::ptr::null_mut(), 0) };
+    // What the kernel was printing at this moment comes to its end.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+}
+
+/// Binds the calling thread to one CPU.
+pub fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    if set.set(cpu).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    }
+}
+
+/// Lets the calling thread run before any ordinary one, so that load does not delay it.
+pub fn real_time() {
+    let parameter = libc::sched_param { sched_priority: 10 };
+    // SAFETY: the parameter outlives the call, and 0 names the calling thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
+}

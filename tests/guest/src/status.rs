@@ -1,0 +1,72 @@
+//! The figures that a test guest answers `STATUS?` with. Times are in nanoseconds.
+
+use serde::{Deserialize, Serialize};
+
+/// What a test guest has seen since it started, or for gaps and lateness since `GAP RESET`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// CLOCK_MONOTONIC now.
+    pub monotonic: u64,
+    /// CLOCK_REALTIME now.
+    pub realtime: u64,
+    /// The kernel's current clock source.
+    pub clocksource: String,
+    /// One heartbeat for each CPU.
+    pub heartbeats: Vec<Heartbeat>,
+    /// Steps back of each clock.
+    pub clocks: Vec<ClockWatch>,
+    /// The memory that is written and verified.
+    pub memory: Checked,
+    /// The FPU, SSE and AVX registers that are held and verified.
+    pub registers: Checked,
+    /// A periodic timer.
+    pub timer: Timer,
+    /// Kernel messages of the classes in [`crate::kernel_log`] so far.
+    pub kernel_messages: u64,
+}
+
+/// A thread on one CPU that wakes every 10 ms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Times it woke.
+    pub beats: u64,
+    /// Longest time between two beats, by CLOCK_MONOTONIC.
+    pub gap: u64,
+    /// When that gap ended, by CLOCK_MONOTONIC.
+    pub gap_at: u64,
+}
+
+/// Steps back of one clock, read on all CPUs in turn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockWatch {
+    /// `monotonic`, `realtime`, `boottime` or `tsc`.
+    pub clock: String,
+    /// Times that a CPU read less than it had read before itself.
+    pub own_steps: u64,
+    /// Times that a CPU read less than another had read before.
+    pub cross_steps: u64,
+    /// Largest step back, in the clock's unit.
+    pub worst: u64,
+}
+
+/// Something written, held and verified over and over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// Whole passes.
+    pub passes: u64,
+    /// Mismatches.
+    pub errors: u64,
+    /// The first mismatch, in words.
+    pub first: Option<String>,
+}
+
+/// A timer that fires every 50 ms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timer {
+    /// Expirations counted.
+    pub fired: u64,
+    /// Expirations that the clock says are due and the timer did not count.
+    pub missing: u64,
+    /// Longest time from an expiration to the thread seeing it.
+    pub late: u64,
+}

@@ -1,0 +1,120 @@
+//! Runs lab scenarios: `scripts/lab` builds what it needs and starts it. In the lab's host it is the first process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use cpr_tests::lab::report::Report;
+use cpr_tests::lab::scenario::Scenario;
+use cpr_tests::lab::{alone, host, init, inside, judge};
+
+/// Runs lab scenarios.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lists the scenarios.
+    List,
+    /// Runs scenarios, one after the other; prints verdict and figures last. Exit code 0: all passed.
+    Run {
+        /// Their names.
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Where the console logs and figures of each are kept.
+        #[arg(long, default_value = "target/lab")]
+        out: PathBuf,
+    },
+    /// Takes the guest through the scenario's steps; only in the lab's host.
+    #[command(hide = true)]
+    Inside,
+}
+
+fn main() -> Result<ExitCode> {
+    if std::process::id() == 1 {
+        init::run()?;
+    }
+    match Cli::parse().command {
+        Command::List => list(),
+        Command::Run { names, out } => {
+            let mut passed = true;
+            for name in names {
+                passed &= run(&name, &out.join(&name))?;
+            }
+            return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Inside => inside::run(),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn scenarios() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("lab")
+}
+
+fn list() -> Result<()> {
+    let mut paths: Vec<_> = fs::read_dir(scenarios())?.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        println!("{name:<20} {}", Scenario::read(&path)?.about);
+    }
+    Ok(())
+}
+
+/// Runs one scenario and prints its verdict; returns whether it passed.
+fn run(name: &str, directory: &Path) -> Result<bool> {
+    let scenario = Scenario::read(&scenarios().join(format!("{name}.toml")))?;
+    fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+    let started = Instant::now();
+    println!("lab: {name}: {}", scenario.about);
+    let report = match &scenario.host {
+        Some(machine) => host::run(&scenario, machine, directory),
+        None => alone::run(&scenario, directory),
+    };
+    let report =
+        report.unwrap_or_else(|error| Report { stopped_by: Some(format!("{error:#}")), ..Report::default() });
+    fs::write(directory.join("report.json"), serde_json::to_string_pretty(&report)?)?;
+    let failures = judge::failures(&scenario, &report);
+    figures(&report, directory);
+    for failure in &failures {
+        println!("  FAILED: {failure}");
+    }
+    let verdict = if failures.is_empty() { "PASSED" } else { "FAILED" };
+    println!("lab: {name}: {verdict} in {:.0} s", started.elapsed().as_secs_f64());
+    Ok(failures.is_empty())
+}
+
+fn figures(report: &Report, directory: &Path) {
+    for step in &report.steps {
+        let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
+        println!(
+            "  {:<16} downtime {:>8} ms  total {:>8} ms  longest gap {:>8.1} ms  timer late {:>8.1} ms  drift {:+.1} ms  descriptors {}",
+            step.step,
+            time(step.downtime),
+            time(step.total),
+            step.gap,
+            step.late,
+            step.drift,
+            step.descriptors.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+        );
+    }
+    let (stream, pings) = (&report.stream, &report.pings);
+    println!(
+        "  serial: {} lines, {} lost, {} repeated, {} damaged, {} unread; pings: {} of {} answered",
+        stream.lines, stream.lost, stream.repeated, stream.damaged, stream.unread, pings.answered, pings.sent
+    );
+    if let Some(status) = &report.status {
+        println!(
+            "  guest: {}, memory passes {}, register passes {}, kernel messages of trouble {}",
+            status.clocksource, status.memory.passes, status.registers.passes, status.kernel_messages
+        );
+    }
+    println!("  kept: {}", directory.display());
+}

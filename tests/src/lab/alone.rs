@@ -1,0 +1,72 @@
+//! Runs the guest on QEMU itself: it tries the guest program and the lab, not the product.
+
+use std::path::Path;
+use std::process::Child;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::console::Console;
+use super::report::Report;
+use super::scenario::{Mode, Scenario};
+use super::steps::{self, HandOver, Machine, exit};
+use super::{image, qemu};
+
+struct Alone(Child);
+
+/// Runs a scenario that has no host; its files are kept in `directory`.
+pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
+    let kernel = image::kernel(scenario.guest.kernel)?;
+    let initrd = directory.join("guest.cpio");
+    image::guest(&initrd, &kernel)?;
+    // A socket's path must be short, whatever the directory's is.
+    let runtime = tempfile::tempdir()?;
+    let socket = runtime.path().join("serial");
+    let machine = qemu::Machine {
+        cpus: scenario.guest.cpus,
+        memory: &scenario.guest.memory,
+        kernel: &kernel,
+        initrd: &initrd,
+        cmdline: &scenario.guest.cmdline(),
+        serial: &[format!("unix:{},server=on,wait=on", socket.display())],
+    };
+    let mut alone = Alone(machine.start()?);
+    let console = Console::connect(&socket, &directory.join("console.log"))?;
+    Ok(steps::run(scenario, &mut alone, &console))
+}
+
+impl Machine for Alone {
+    fn hand_over(&mut self, mode: Mode) -> Result<HandOver> {
+        bail!("{mode} needs a host in the scenario")
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        bail!("a pause needs a host in the scenario")
+    }
+
+    fn cont(&mut self) -> Result<()> {
+        bail!("a pause needs a host in the scenario")
+    }
+
+    fn is_paused(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn ended(&mut self, within: Duration) -> Result<bool> {
+        match exit(&mut self.0, within)? {
+            Some(status) if !status.success() => bail!("QEMU ended with {status}"),
+            status => Ok(status.is_some()),
+        }
+    }
+
+    fn descriptors(&self) -> Option<u64> {
+        None
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,219 @@
+//! The client of a test guest's serial socket.
+//!
+//! 1. Every line is read, checked and counted ([`guest_init::stream`]); the raw bytes are kept in a file.
+//! 2. While pinging is on, the guest is asked to echo numbers: one that is lost or comes twice on the way in or out shows.
+//! 3. A connection that ends is taken up again as soon as the socket takes one, and counted.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use guest_init::frame::{Frame, Kind};
+use guest_init::status::Status;
+use guest_init::stream::{StreamReader, StreamStats};
+
+use super::report::Pings;
+
+const RETRY: Duration = Duration::from_millis(20);
+const PING_EVERY: Duration = Duration::from_millis(100);
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// A status and the host's time around it.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// Before it was asked for.
+    pub asked: Instant,
+    /// After it came.
+    pub answered: Instant,
+    /// What the guest said.
+    pub status: Status,
+}
+
+#[derive(Default)]
+struct Shared {
+    reader: StreamReader,
+    writer: Option<UnixStream>,
+    kernel_messages: Vec<String>,
+    pinging: bool,
+    pings: Pings,
+    closing: bool,
+}
+
+/// The client of a test guest's serial socket.
+pub struct Console {
+    shared: Arc<Mutex<Shared>>,
+    replies: Receiver<String>,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Console {
+    /// Connects to a socket as soon as it is there; the bytes read are kept in the file `log`.
+    pub fn connect(socket: &Path, log: &Path) -> Result<Self> {
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let (sender, replies) = mpsc::channel();
+        let log = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+        let (reading, socket) = (Arc::clone(&shared), socket.to_owned());
+        thread::spawn(move || read(&reading, &socket, log, &sender));
+        let pinging = Arc::clone(&shared);
+        thread::spawn(move || ping(&pinging));
+        Ok(Self { shared, replies })
+    }
+
+    /// Sends a command and waits for the answer.
+    pub fn command(&self, command: &str) -> Result<String> {
+        lock(&self.shared).send(command).with_context(|| format!("sending {command:?} to the guest"))?;
+        self.reply(ANSWER_WITHIN).with_context(|| format!("the guest did not answer {command:?}"))
+    }
+
+    /// Waits for the next answer.
+    pub fn reply(&self, within: Duration) -> Result<String> {
+        self.replies.recv_timeout(within).map_err(|error| match error {
+            RecvTimeoutError::Timeout => anyhow!("nothing came within {within:?}"),
+            RecvTimeoutError::Disconnected => anyhow!("the console's reader has ended"),
+        })
+    }
+
+    /// Asks the guest for its figures.
+    pub fn status(&self) -> Result<Reading> {
+        let asked = Instant::now();
+        let reply = self.command("STATUS?")?;
+        let answered = Instant::now();
+        let Some(figures) = reply.strip_prefix("STATUS ") else {
+            bail!("the guest answered STATUS? with {reply:?}")
+        };
+        let status =
+            serde_json::from_str(figures).with_context(|| format!("the guest's figures {figures}"))?;
+        Ok(Reading { asked, answered, status })
+    }
+
+    /// Begins pinging.
+    pub fn start_pinging(&self) {
+        lock(&self.shared).pinging = true;
+    }
+
+    /// Ends pinging and waits until every ping is answered.
+    pub fn finish_pinging(&self) -> Result<()> {
+        lock(&self.shared).pinging = false;
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        loop {
+            let pings = self.pings();
+            if pings.answered + pings.wrong >= pings.sent {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{} of {} pings were not answered", pings.sent - pings.answered, pings.sent);
+            }
+            thread::sleep(RETRY);
+        }
+    }
+
+    /// What happened to the console's lines so far.
+    pub fn stats(&self) -> StreamStats {
+        lock(&self.shared).reader.stats().clone()
+    }
+
+    /// What happened to the pings so far.
+    pub fn pings(&self) -> Pings {
+        lock(&self.shared).pings.clone()
+    }
+
+    /// The kernel messages of trouble so far, each with its class before it.
+    pub fn kernel_messages(&self) -> Vec<String> {
+        lock(&self.shared).kernel_messages.clone()
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        let mut shared = lock(&self.shared);
+        shared.closing = true;
+        if let Some(stream) = shared.writer.take() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+impl Shared {
+    fn send(&mut self, command: &str) -> Result<()> {
+        let stream = self.writer.as_mut().context("not connected")?;
+        stream.write_all(format!("{command}\n").as_bytes())?;
+        Ok(())
+    }
+
+    fn take(&mut self, frame: Frame) -> Option<String> {
+        match frame.kind {
+            Kind::Numbered => None,
+            Kind::Kernel => {
+                self.kernel_messages.push(frame.payload);
+                None
+            }
+            Kind::Reply => match frame.payload.strip_prefix("PONG ") {
+                Some(number) => {
+                    self.pings.answer(number);
+                    None
+                }
+                None => Some(frame.payload),
+            },
+        }
+    }
+}
+
+fn read(shared: &Mutex<Shared>, socket: &PathBuf, mut log: File, replies: &mpsc::Sender<String>) {
+    let mut connected_before = false;
+    let mut buffer = [0; 4096];
+    loop {
+        if lock(shared).closing {
+            return;
+        }
+        let pair = UnixStream::connect(socket).and_then(|stream| Ok((stream.try_clone()?, stream)));
+        let Ok((writer, mut stream)) = pair else {
+            thread::sleep(RETRY);
+            continue;
+        };
+        let mut state = lock(shared);
+        if connected_before {
+            state.reader.reconnected();
+        }
+        connected_before = true;
+        state.writer = Some(writer);
+        drop(state);
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            let _ = log.write_all(&buffer[..length]);
+            let mut state = lock(shared);
+            for frame in state.reader.feed(&buffer[..length]) {
+                if let Some(reply) = state.take(frame)
+                    && replies.send(reply).is_err()
+                {
+                    return;
+                }
+            }
+        }
+        lock(shared).writer = None;
+    }
+}
+
+fn ping(shared: &Mutex<Shared>) {
+    loop {
+        thread::sleep(PING_EVERY);
+        let mut state = lock(shared);
+        if state.closing {
+            return;
+        }
+        // While the guest stands still only so many wait that its FIFO and the socket hold them.
+        if state.pinging && state.pings.sent < state.pings.answered + 20 {
+            let number = state.pings.sent;
+            if state.send(&format!("PING {number}")).is_ok() {
+                state.pings.sent += 1;
+            }
+        }
+    }
+}

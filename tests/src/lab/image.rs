@@ -1,0 +1,88 @@
+//! The initial RAM disks of the lab's host and of its guest.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use guest_init::early;
+
+use super::cpio::Cpio;
+use super::modules;
+use super::scenario::{Kernel, Scenario};
+use crate::harness::host::binary;
+
+/// What a test guest needs besides what its kernel has built in: the power button.
+const GUEST_MODULES: [&str; 2] = ["evdev", "button"];
+/// What a host needs besides what its kernel has built in.
+const HOST_MODULES: [&str; 2] = ["kvm_amd", "kvm_intel"];
+
+/// Where the host's RAM disk has the guest's kernel.
+pub const GUEST_KERNEL: &str = "/guest/kernel";
+/// Where the host's RAM disk has the guest's RAM disk.
+pub const GUEST_INITRD: &str = "/guest/initrd";
+/// Where the host's RAM disk has the scenario.
+pub const SCENARIO: &str = "/scenario.toml";
+/// Where the host's RAM disk has the two commands.
+pub const COMMANDS: &str = "/bin";
+
+/// The image of a kernel, fetched or built by `scripts/lab-kernel` if it is not at hand.
+pub fn kernel(kernel: Kernel) -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/lab-kernel");
+    let output = Command::new(&script)
+        .arg(kernel.to_string())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("running {}", script.display()))?;
+    let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if !output.status.success() || path.is_empty() {
+        bail!("no {kernel} kernel: {} ended with {}", script.display(), output.status);
+    }
+    Ok(path.into())
+}
+
+/// Writes the guest's RAM disk: the guest program is its init.
+pub fn guest(path: &Path, guest_kernel: &Path) -> Result<()> {
+    let mut archive = create(path)?;
+    archive.file("init", &fs::read(binary("guest-init")?)?)?;
+    add_modules(&mut archive, guest_kernel, &GUEST_MODULES)?;
+    archive.finish().with_context(|| format!("writing {}", path.display()))
+}
+
+/// Writes the host's RAM disk: this program is its init, and all that the scenario needs lies beside it.
+pub fn host(
+    path: &Path,
+    scenario: &Scenario,
+    host_kernel: &Path,
+    guest_kernel: &Path,
+    guest_initrd: &Path,
+) -> Result<()> {
+    let mut archive = create(path)?;
+    archive.file("init", &fs::read("/proc/self/exe")?)?;
+    archive.directory("guest")?;
+    archive.file(GUEST_KERNEL, &fs::read(guest_kernel)?)?;
+    archive.file(GUEST_INITRD, &fs::read(guest_initrd)?)?;
+    archive.file(SCENARIO, toml::to_string(scenario)?.as_bytes())?;
+    archive.directory("bin")?;
+    for command in ["cpr-load", "cpr-save"] {
+        archive.file(&format!("{COMMANDS}/{command}"), &fs::read(binary(command)?)?)?;
+    }
+    add_modules(&mut archive, host_kernel, &HOST_MODULES)?;
+    archive.finish().with_context(|| format!("writing {}", path.display()))
+}
+
+fn create(path: &Path) -> Result<Cpio<BufWriter<File>>> {
+    let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    Ok(Cpio::new(BufWriter::new(file))?)
+}
+
+fn add_modules(archive: &mut Cpio<BufWriter<File>>, kernel: &Path, names: &[&str]) -> Result<()> {
+    let Some(directory) = modules::directory(kernel) else { return Ok(()) };
+    archive.directory(early::MODULES)?;
+    for (index, path) in modules::with_dependencies(&directory, names)?.iter().enumerate() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("{}/{index:02}-{name}", early::MODULES), &modules::content(path)?)?;
+    }
+    Ok(())
+}

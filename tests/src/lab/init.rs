@@ -1,0 +1,45 @@
+//! The first process of the lab's host.
+
+use std::fs::OpenOptions;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use guest_init::early;
+use nix::sys::reboot::{RebootMode, reboot};
+
+/// The serial port that the lab outside listens to; the kernel has the other one.
+const REPORT_PORT: &str = "/dev/ttyS1";
+const SYSTEMS: [(&str, &str); 6] = [
+    ("/proc", "proc"),
+    ("/sys", "sysfs"),
+    ("/dev", "devtmpfs"),
+    ("/dev/shm", "tmpfs"),
+    ("/run", "tmpfs"),
+    ("/tmp", "tmpfs"),
+];
+
+/// Prepares the host, runs the scenario in a child, powers the host off.
+pub fn run() -> Result<()> {
+    if let Err(error) = scenario() {
+        eprintln!("lab: {error:#}");
+    }
+    reboot(RebootMode::RB_POWER_OFF).context("powering off")?;
+    bail!("the host did not power off");
+}
+
+fn scenario() -> Result<()> {
+    early::mounts(&SYSTEMS)?;
+    early::modules();
+    let port =
+        OpenOptions::new().write(true).open(REPORT_PORT).with_context(|| format!("opening {REPORT_PORT}"))?;
+    let status = Command::new("/proc/self/exe")
+        .arg("inside")
+        .stdout(port.try_clone()?)
+        .stderr(port)
+        .status()
+        .context("starting the scenario")?;
+    if !status.success() {
+        bail!("the scenario ended with {status}");
+    }
+    Ok(())
+}

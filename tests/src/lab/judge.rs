@@ -1,0 +1,228 @@
+//! What in a report is wrong.
+
+use std::collections::BTreeSet;
+
+use guest_init::status::Status;
+
+use super::report::{Report, StepReport};
+use super::scenario::{Margins, Mode, Scenario, Step};
+
+/// Everything in a report that is not as the scenario wants it, each in one sentence. Empty: passed.
+pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for step in &report.steps {
+        judge_step(step, scenario.margins, &mut wrong);
+    }
+    if let Some(status) = &report.status {
+        judge_status(status, scenario, &mut wrong);
+    }
+    judge_stream(report, &mut wrong);
+    judge_messages(report, &mut wrong);
+    match &report.stopped_by {
+        Some(reason) => wrong.push(reason.clone()),
+        None => judge_completeness(scenario, report, &mut wrong),
+    }
+    wrong
+}
+
+fn judge_stream(report: &Report, wrong: &mut Vec<String>) {
+    let stream = &report.stream;
+    for (count, what) in [(stream.lost, "lost"), (stream.repeated, "repeated"), (stream.damaged, "damaged")] {
+        if count != 0 {
+            wrong.push(format!("{count} lines of the serial console were {what}"));
+        }
+    }
+    let pings = &report.pings;
+    if pings.wrong != 0 || pings.answered != pings.sent {
+        wrong.push(format!(
+            "of {} pings over the serial console {} were answered, {} wrongly",
+            pings.sent, pings.answered, pings.wrong
+        ));
+    }
+}
+
+fn judge_messages(report: &Report, wrong: &mut Vec<String>) {
+    let known = report.messages_before.iter().chain(report.messages_without.iter().flatten());
+    let known: BTreeSet<&str> = known.map(|message| class(message)).collect();
+    for message in report.messages_after.iter().filter(|message| !known.contains(class(message))) {
+        wrong.push(format!("the guest's kernel says, and does not without a handover: {message}"));
+    }
+}
+
+/// What must be there in a run that nothing stopped.
+fn judge_completeness(scenario: &Scenario, report: &Report, wrong: &mut Vec<String>) {
+    let wanted = scenario.steps.iter().flat_map(|step| step.expand()).count();
+    if report.steps.len() != wanted {
+        wrong.push(format!("{} of {wanted} steps were made", report.steps.len()));
+    }
+    if report.status.is_none() || report.stream.lines == 0 || report.pings.sent == 0 {
+        wrong.push("the guest gave no figures, no lines or no answers".into());
+    }
+    if scenario.steps.last() == Some(&Step::PowerOff) && !report.powered_off {
+        wrong.push("the guest did not power off".into());
+    }
+}
+
+/// The class that a message of trouble begins with.
+fn class(message: &str) -> &str {
+    message.split(':').next().unwrap_or_default()
+}
+
+fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
+    let name = &step.step;
+    let reboot = name.ends_with(&Mode::Reboot.to_string());
+    if step.total.is_some() && step.downtime.is_none() && !reboot {
+        wrong.push(format!("{name}: no downtime was reported"));
+    }
+    // In a reboot the guest stands for as long as the operator takes to start the new process.
+    let stands = if reboot { step.total } else { step.downtime };
+    let allowed = stands.unwrap_or(0.0) + step.paused + margins.gap_ms as f64;
+    if step.gap > allowed {
+        wrong.push(format!(
+            "{name}: a heartbeat was missed for {:.0} ms, allowed are {allowed:.0} ms",
+            step.gap
+        ));
+    }
+    if step.late > allowed {
+        wrong.push(format!("{name}: a timer was seen {:.0} ms late, allowed are {allowed:.0} ms", step.late));
+    }
+    for (clock, drift) in [("monotonic", step.drift), ("wall", step.wall_drift)] {
+        if drift.abs() > margins.drift_ms as f64 {
+            wrong.push(format!("{name}: the guest's {clock} clock went {drift:+.0} ms against the host's"));
+        }
+    }
+    if step.disconnects != 0 && !reboot {
+        wrong.push(format!("{name}: the serial client lost its connection"));
+    }
+}
+
+fn judge_status(status: &Status, scenario: &Scenario, wrong: &mut Vec<String>) {
+    for clock in &status.clocks {
+        let (own, cross) = (clock.own_steps, clock.cross_steps);
+        if own != 0 || cross != 0 {
+            let name = &clock.clock;
+            wrong.push(format!(
+                "the guest's {name} clock stepped back {own} times on one CPU and {cross} times between CPUs, by up to {}",
+                clock.worst
+            ));
+        }
+    }
+    let load = |name: &str| scenario.guest.load.iter().any(|load| load == name);
+    for (what, checked, on) in
+        [("memory", &status.memory, load("mem")), ("registers", &status.registers, load("cpu"))]
+    {
+        if checked.errors != 0 {
+            let first = checked.first.as_deref().unwrap_or("unknown");
+            wrong.push(format!("{what} changed {} times in the guest, first: {first}", checked.errors));
+        }
+        if on && checked.passes == 0 {
+            wrong.push(format!("the guest made no whole pass over its {what}"));
+        }
+    }
+    if status.heartbeats.len() != scenario.guest.cpus as usize
+        || status.heartbeats.iter().any(|h| h.beats == 0)
+    {
+        wrong.push(format!(
+            "not each of {} CPUs had a heartbeat: {:?}",
+            scenario.guest.cpus, status.heartbeats
+        ));
+    }
+    if status.timer.missing != 0 || status.timer.fired == 0 {
+        wrong.push(format!(
+            "the guest's timer fired {} times, missing {}",
+            status.timer.fired, status.timer.missing
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use guest_init::status::{Checked, ClockWatch, Heartbeat, Timer};
+
+    use super::super::report::Pings;
+    use super::*;
+
+    fn scenario() -> Scenario {
+        toml::from_str(
+            "about = 'x'\nbound = 1\nsteps = ['transfer', 'poweroff']\n[guest]\nkernel = 'lab'\ncpus = 1\nmemory = '1G'",
+        )
+        .unwrap()
+    }
+
+    fn step(name: &str) -> StepReport {
+        StepReport {
+            step: name.into(),
+            downtime: Some(5.0),
+            total: Some(100.0),
+            paused: 0.0,
+            gap: 30.0,
+            late: 25.0,
+            drift: 0.1,
+            wall_drift: -0.1,
+            disconnects: 0,
+            descriptors: Some(30),
+        }
+    }
+
+    fn good() -> Report {
+        let checked = Checked { passes: 3, errors: 0, first: None };
+        let clock = ClockWatch { clock: "tsc".into(), own_steps: 0, cross_steps: 0, worst: 0 };
+        Report {
+            steps: vec![step("transfer"), StepReport { total: None, ..step("poweroff") }],
+            status: Some(Status {
+                monotonic: 1,
+                realtime: 1,
+                clocksource: "kvm-clock".into(),
+                heartbeats: vec![Heartbeat { beats: 9, gap: 1, gap_at: 1 }],
+                clocks: vec![clock],
+                memory: checked.clone(),
+                registers: checked,
+                timer: Timer { fired: 9, missing: 0, late: 1 },
+                kernel_messages: 0,
+            }),
+            stream: guest_init::stream::StreamStats { lines: 100, ..Default::default() },
+            pings: Pings { sent: 9, answered: 9, wrong: 0 },
+            powered_off: true,
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn a_good_report_passes() {
+        assert_eq!(failures(&scenario(), &good()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_thing_that_a_guest_may_notice_fails_by_itself() {
+        type Spoil = fn(&mut Report);
+        let spoils: [(&str, Spoil); 12] = [
+            ("seen 5000 ms late", |r| r.steps[0].late = 5000.0),
+            ("missed for", |r| r.steps[0].gap = 5000.0),
+            ("monotonic clock went", |r| r.steps[0].drift = -900.0),
+            ("wall clock went", |r| r.steps[0].wall_drift = 900.0),
+            ("lost its connection", |r| r.steps[0].disconnects = 1),
+            ("no downtime", |r| r.steps[0].downtime = None),
+            ("lines of the serial console were repeated", |r| r.stream.repeated = 1),
+            ("pings", |r| r.pings.answered = 8),
+            ("steps were made", |r| drop(r.steps.pop())),
+            ("did not power off", |r| r.powered_off = false),
+            ("registers changed", |r| r.status.as_mut().unwrap().registers.errors = 1),
+            ("stepped back", |r| r.status.as_mut().unwrap().clocks[0].cross_steps = 1),
+        ];
+        for (expected, spoil) in spoils {
+            let mut report = good();
+            spoil(&mut report);
+            let wrong = failures(&scenario(), &report);
+            assert!(wrong.len() == 1 && wrong[0].contains(expected), "{expected}: {wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_message_counts_unless_the_run_without_a_handover_shows_its_class() {
+        let mut report = good();
+        report.messages_after = vec!["stall: rcu: INFO: rcu_preempt self-detected stall on CPU".into()];
+        assert_eq!(failures(&scenario(), &report).len(), 1);
+        report.messages_without = Some(vec!["stall: rcu: another one".into()]);
+        assert!(failures(&scenario(), &report).is_empty());
+    }
+}

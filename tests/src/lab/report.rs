@@ -1,0 +1,75 @@
+//! What was seen in one run of a scenario.
+
+use guest_init::status::Status;
+use guest_init::stream::StreamStats;
+use serde::{Deserialize, Serialize};
+
+/// Numbers that the guest was asked to echo.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pings {
+    /// Numbers sent, from 0.
+    pub sent: u64,
+    /// Numbers that came back in their order.
+    pub answered: u64,
+    /// Answers that were not the number expected.
+    pub wrong: u64,
+}
+
+impl Pings {
+    /// Counts an answer.
+    pub fn answer(&mut self, number: &str) {
+        if number.parse() == Ok(self.answered) {
+            self.answered += 1;
+        } else {
+            self.wrong += 1;
+        }
+    }
+}
+
+/// What was seen of one step. Times are in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// The step, as the scenario has it.
+    pub step: String,
+    /// The downtime that the command reported.
+    pub downtime: Option<f64>,
+    /// How long the whole handover took, from the command's start to its end.
+    pub total: Option<f64>,
+    /// How long the guest was paused on purpose.
+    pub paused: f64,
+    /// The longest gap between two heartbeats of one CPU, by the guest's clock.
+    pub gap: f64,
+    /// The longest time from an expiration of the guest's timer to its thread seeing it.
+    pub late: f64,
+    /// How much more (or less) the guest's monotonic clock went on than the host's, beyond what the reading itself takes.
+    pub drift: f64,
+    /// The same of the guest's wall clock.
+    pub wall_drift: f64,
+    /// The client's connections that ended during the step.
+    pub disconnects: u64,
+    /// Open descriptors of the process that owns the guest.
+    pub descriptors: Option<u64>,
+}
+
+/// What was seen in one run of a scenario.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// One for each single step.
+    pub steps: Vec<StepReport>,
+    /// The guest's own figures at the end.
+    pub status: Option<Status>,
+    /// What happened to the console's lines.
+    pub stream: StreamStats,
+    /// What happened to the pings.
+    pub pings: Pings,
+    /// The guest's kernel messages of trouble before the first handover.
+    pub messages_before: Vec<String>,
+    /// The same, after it.
+    pub messages_after: Vec<String>,
+    /// The same, of a run of the same length without a handover; made only if there were any after one.
+    pub messages_without: Option<Vec<String>>,
+    /// Whether the guest ended by powering itself off.
+    pub powered_off: bool,
+    /// What kept the run from going on, if anything did.
+    pub stopped_by: Option<String>,
+}

@@ -1,0 +1,221 @@
+//! Takes a guest through the steps of a scenario and writes down what is seen.
+
+use std::process::{Child, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::console::{Console, Reading};
+use super::report::{Report, StepReport};
+use super::scenario::{Mode, Scenario, Step};
+
+/// How long a guest may take to boot.
+const BOOT_WITHIN: Duration = Duration::from_secs(90);
+/// How long a guest may take to power off.
+const POWER_OFF_WITHIN: Duration = Duration::from_secs(30);
+/// How long a guest is watched after each handover.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// What a handover said of itself. Times are in milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct HandOver {
+    /// The downtime reported.
+    pub downtime: Option<f64>,
+    /// From the command's start to its end.
+    pub total: f64,
+}
+
+/// A machine that runs the guest.
+pub trait Machine {
+    /// Hands the guest over.
+    fn hand_over(&mut self, mode: Mode) -> Result<HandOver>;
+    /// Pauses the guest.
+    fn stop(&mut self) -> Result<()>;
+    /// Lets a paused guest go on.
+    fn cont(&mut self) -> Result<()>;
+    /// Whether the machine says that its guest is paused.
+    fn is_paused(&self) -> Result<bool>;
+    /// Waits for the machine to end in order; fails if it ends otherwise.
+    fn ended(&mut self, within: Duration) -> Result<bool>;
+    /// Open descriptors of the process that owns the guest.
+    fn descriptors(&self) -> Option<u64>;
+}
+
+/// Makes all steps; whatever stops them is in the report.
+pub fn run(scenario: &Scenario, machine: &mut dyn Machine, console: &Console) -> Report {
+    let mut run = Run { machine, console, report: Report::default(), messages_before: None };
+    if let Err(error) = run.all(scenario) {
+        run.report.stopped_by = Some(format!("{error:#}"));
+    }
+    if !run.report.powered_off {
+        run.take_stats();
+    }
+    let mut report = run.report;
+    report.messages_before = console.kernel_messages();
+    if let Some(count) = run.messages_before {
+        report.messages_after = report.messages_before.split_off(count);
+    }
+    report
+}
+
+struct Run<'a> {
+    machine: &'a mut dyn Machine,
+    console: &'a Console,
+    report: Report,
+    /// How many kernel messages there were when the first handover began.
+    messages_before: Option<usize>,
+}
+
+impl Run<'_> {
+    fn all(&mut self, scenario: &Scenario) -> Result<()> {
+        self.boot()?;
+        println!("guest is up");
+        self.console.start_pinging();
+        for step in scenario.steps.iter().flat_map(|step| step.expand()) {
+            let report = self.step(step).with_context(|| format!("step '{step}'"))?;
+            println!(
+                "{:<16} downtime {} gap {:7.1} ms drift {:+.1} ms",
+                report.step,
+                report.downtime.map_or("       -   ".into(), |ms| format!("{ms:7.1} ms")),
+                report.gap,
+                report.drift
+            );
+            self.report.steps.push(report);
+        }
+        Ok(())
+    }
+
+    fn boot(&mut self) -> Result<()> {
+        let deadline = Instant::now() + BOOT_WITHIN;
+        loop {
+            match self.console.reply(Duration::from_millis(200)) {
+                Ok(reply) if reply.starts_with("READY") => return Ok(()),
+                Ok(reply) => bail!("the guest said {reply:?} before READY"),
+                Err(_) if Instant::now() > deadline => {
+                    bail!("the guest did not come up within {BOOT_WITHIN:?}")
+                }
+                Err(_) => {}
+            }
+            if self.machine.ended(Duration::ZERO)? {
+                bail!("its machine ended before the guest was up");
+            }
+        }
+    }
+
+    fn step(&mut self, step: Step) -> Result<StepReport> {
+        let disconnects = self.console.stats().reconnects;
+        self.console.command("GAP RESET")?;
+        let before = self.console.status()?;
+        let mut paused = Duration::ZERO;
+        let handed_over = match step {
+            Step::Run(time) => {
+                thread::sleep(time);
+                None
+            }
+            Step::HandOver(mode) => Some(self.hand_over(mode)?),
+            Step::Paused(mode) => {
+                let since = Instant::now();
+                let handed_over = self.paused(mode)?;
+                paused = since.elapsed();
+                Some(handed_over)
+            }
+            Step::Mixed(_) => bail!("a mixed step is expanded first"),
+            Step::PowerOff => None,
+        };
+        if handed_over.is_some() {
+            thread::sleep(SETTLE);
+        }
+        let after = self.console.status()?;
+        let gap = after.status.heartbeats.iter().map(|heartbeat| heartbeat.gap).max().unwrap_or(0);
+        let report = StepReport {
+            step: step.to_string(),
+            downtime: handed_over.and_then(|done| done.downtime),
+            total: handed_over.map(|done| done.total),
+            paused: milliseconds(paused),
+            gap: gap as f64 / 1e6,
+            late: after.status.timer.late as f64 / 1e6,
+            drift: drift(&before, &after, paused, |reading| reading.status.monotonic),
+            wall_drift: drift(&before, &after, paused, |reading| reading.status.realtime),
+            disconnects: self.console.stats().reconnects - disconnects,
+            descriptors: self.machine.descriptors(),
+        };
+        self.report.status = Some(after.status);
+        if step == Step::PowerOff {
+            self.power_off()?;
+        }
+        Ok(report)
+    }
+
+    fn hand_over(&mut self, mode: Mode) -> Result<HandOver> {
+        self.messages_before.get_or_insert(self.console.kernel_messages().len());
+        // What is on its way into a guest whose sockets are closed is the client's to repeat.
+        if mode == Mode::Reboot {
+            self.console.finish_pinging()?;
+        }
+        let done = self.machine.hand_over(mode)?;
+        if mode == Mode::Reboot {
+            self.console.start_pinging();
+        }
+        Ok(done)
+    }
+
+    fn paused(&mut self, mode: Mode) -> Result<HandOver> {
+        if mode == Mode::Reboot {
+            self.console.finish_pinging()?;
+        }
+        self.machine.stop()?;
+        let done = self.hand_over(mode)?;
+        thread::sleep(SETTLE / 4);
+        let lines = self.console.stats().lines;
+        thread::sleep(SETTLE);
+        if self.console.stats().lines != lines {
+            bail!("the guest was paused before the handover and runs after it");
+        }
+        if !self.machine.is_paused()? {
+            bail!("the guest does not run, but its machine does not say that it is paused");
+        }
+        self.machine.cont()?;
+        Ok(done)
+    }
+
+    fn take_stats(&mut self) {
+        self.report.stream = self.console.stats();
+        self.report.pings = self.console.pings();
+    }
+
+    fn power_off(&mut self) -> Result<()> {
+        self.console.finish_pinging()?;
+        // The kernel's last word on the console is its own.
+        self.take_stats();
+        self.console.command("POWEROFF")?;
+        self.report.powered_off = self.machine.ended(POWER_OFF_WITHIN)?;
+        Ok(())
+    }
+}
+
+/// A duration in milliseconds.
+pub fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// How far a guest's clock went on more or less than the host's, in milliseconds, beyond what the readings themselves
+/// took. A guest that was paused on purpose may have its clock stopped meanwhile or not.
+fn drift(before: &Reading, after: &Reading, paused: Duration, clock: fn(&Reading) -> u64) -> f64 {
+    let least = milliseconds(after.asked.duration_since(before.answered).saturating_sub(paused));
+    let most = milliseconds(after.answered.duration_since(before.asked));
+    let guest = (clock(after) as f64 - clock(before) as f64) / 1e6;
+    if guest < least { guest - least } else { (guest - most).max(0.0) }
+}
+
+/// Waits for a process to end.
+pub fn exit(process: &mut Child, within: Duration) -> Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + within;
+    loop {
+        let status = process.try_wait()?;
+        if status.is_some() || Instant::now() > deadline {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
