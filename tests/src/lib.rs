@@ -1,5 +1,6 @@
 //! The test harness.
 
+pub mod bench;
 pub mod guests;
 pub mod harness;
 pub mod lab;

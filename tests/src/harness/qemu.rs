@@ -117,6 +117,28 @@ impl Qemu {
     }
 }
 
+impl Qemu {
+    /// Replaces the process's program by `cpr-exec` (QEMU 10.2), and waits until the guest runs again.
+    pub fn exec(&mut self) -> anyhow::Result<()> {
+        self.generation += 1;
+        let state = self.directory.join(format!("qemu-{}.state", self.generation));
+        let uri = format!("file:{}", state.display());
+        let mut command = vec![PROGRAM.to_owned()];
+        command.extend(arguments(&self.config, &self.directory, self.generation));
+        command.extend(["-incoming".into(), uri.clone()]);
+        let parameters = json!({"mode": "cpr-exec", "cpr-exec-command": command});
+        self.execute("migrate-set-parameters", &parameters)?;
+        self.execute("migrate", &json!({"uri": uri}))?;
+        let deadline = Instant::now() + DEADLINE;
+        self.monitor = Client::connect_within(&monitor_path(&self.directory, self.generation), DEADLINE)?;
+        while self.execute("query-status", &json!({}))?["status"] != "running" {
+            ensure!(Instant::now() < deadline, "QEMU does not run the guest after its exec");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
 /// A QEMU that waits for a guest.
 pub struct Target {
     process: Process,
@@ -128,18 +150,22 @@ fn monitor_path(directory: &Path, generation: u32) -> PathBuf {
     directory.join(format!("qemu-{generation}.sock"))
 }
 
+fn arguments(config: &Config, directory: &Path, generation: u32) -> Vec<String> {
+    let Config { rom, accelerator, cpus, memory_mib } = config;
+    let monitor = monitor_path(directory, generation);
+    [
+        "-nodefaults -display none -cpu max -machine q35,aux-ram-share=on,memory-backend=ram".into(),
+        format!("-accel {accelerator} -smp {cpus} -m {memory_mib}M -bios {}", rom.display()),
+        format!("-object memory-backend-memfd,id=ram,size={memory_mib}M,share=on"),
+        format!("-qmp unix:{},server=on,wait=off", monitor.display()),
+    ]
+    .iter()
+    .flat_map(|words: &String| words.split(' ').map(str::to_owned))
+    .collect()
+}
+
 fn start(config: &Config, directory: &Path, generation: u32, more: &[&str]) -> anyhow::Result<Process> {
-    let size = config.memory_mib;
     let mut command = Command::new(PROGRAM);
-    command
-        .args(["-nodefaults", "-display", "none", "-cpu", "max"])
-        .args(["-machine", "q35,aux-ram-share=on,memory-backend=ram", "-accel", config.accelerator])
-        .args(["-object", &format!("memory-backend-memfd,id=ram,size={size}M,share=on")])
-        .args(["-m", &format!("{size}M"), "-smp", &config.cpus.to_string()])
-        .arg("-bios")
-        .arg(&config.rom)
-        .arg("-qmp")
-        .arg(format!("unix:{},server=on,wait=off", monitor_path(directory, generation).display()))
-        .args(more);
+    command.args(arguments(config, directory, generation)).args(more);
     Process::start(&format!("qemu-{generation}"), &mut command, directory)
 }

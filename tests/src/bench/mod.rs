@@ -1,0 +1,164 @@
+//! Downtime, measured from outside: the longest stand-still of a guest's heartbeat around a handover.
+//!
+//! 1. Every contender runs the same guest, and is measured by the same watcher on the same clock.
+//! 2. Contenders take turns, so that what else the machine does falls on all of them; who does not have its turn is paused.
+//! 3. The watcher's noise floor is measured in every turn, on the same guest without a handover.
+
+mod contenders;
+mod stats;
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand};
+use serde_json::{Value, json};
+use vmm_core::cpr::Mode;
+
+use self::contenders::{Contender, Ours, Theirs, watch};
+use self::stats::{Results, Sample};
+use crate::harness::host::Host;
+use crate::harness::qemu;
+
+#[derive(Parser)]
+#[command(name = "bench", about = "Measures handovers on /dev/kvm")]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The longest time that a guest stands still in a handover, in each mode, for ours and for QEMU
+    Downtime(Downtime),
+}
+
+#[derive(clap::Args)]
+struct Downtime {
+    /// How often each is measured
+    #[arg(short = 'n', long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// The size of the guest with little RAM, all of it touched
+    #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u64).range(32..))]
+    small: u64,
+    /// The size of the guest with much RAM, all of it touched
+    #[arg(long, default_value_t = 8192, value_name = "MIB", value_parser = clap::value_parser!(u64).range(32..))]
+    big: u64,
+    /// Leave QEMU out
+    #[arg(long)]
+    without_qemu: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures what the command line asks for.
+pub fn main() -> anyhow::Result<()> {
+    let What::Downtime(options) = Cli::parse().what;
+    downtime(&options)
+}
+
+fn downtime(options: &Downtime) -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut notes = Vec::new();
+    let mut contenders = enter(&host, options, &mut notes)?;
+    let mut results: Vec<Results> = contenders.iter().map(|c| Results::new(c.label())).collect();
+    for turn in 1..=options.count {
+        for (contender, results) in contenders.iter_mut().zip(&mut results) {
+            if !options.json {
+                eprintln!("turn {turn} of {}: {}", options.count, results.label);
+            }
+            let sample = measure(contender.as_mut()).with_context(|| results.label.to_string())?;
+            results.samples.push(sample);
+        }
+    }
+    let ratios = ratios(&results, options);
+    if options.json {
+        let results: Vec<Value> = results.iter().map(Results::to_json).collect();
+        println!("{}", json!({"count": options.count, "results": results, "ratios": ratios, "notes": notes}));
+        return Ok(());
+    }
+    println!("downtime in ms, seen from outside ({} handovers each)\n", options.count);
+    println!("{}", Results::header());
+    results.iter().for_each(|results| println!("{results}"));
+    println!();
+    ratios.iter().for_each(|(what, ratio)| println!("{what}: {ratio:.2}"));
+    notes.iter().for_each(|note| println!("note: {note}"));
+    Ok(())
+}
+
+/// Boots the guests that this machine has room for; says which are left out.
+fn enter<'h>(
+    host: &'h Host,
+    options: &Downtime,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<Box<dyn Contender + 'h>>> {
+    let mut contenders: Vec<Box<dyn Contender>> = Vec::new();
+    let small = options.small;
+    for mode in Mode::ALL {
+        contenders.push(Box::new(Ours::boot(host, mode, small)?));
+    }
+    let needed = options.big * 9 / 8;
+    let available = available_mib()?;
+    if available >= needed {
+        contenders.push(Box::new(Ours::boot(host, Mode::CprTransfer, options.big)?));
+    } else {
+        notes.push(format!("no guest with {} MiB: {available} MiB are free, {needed} needed", options.big));
+    }
+    match (options.without_qemu, qemu::version()) {
+        (true, _) => {}
+        (false, Ok(version)) if version >= (10, 0) => {
+            contenders.push(Box::new(Theirs::boot(host, Mode::CprTransfer, small)?));
+            if version >= (10, 2) {
+                contenders.push(Box::new(Theirs::boot(host, Mode::CprExec, small)?));
+            } else {
+                notes.push(format!("no QEMU cpr-exec: it needs 10.2, this is {}.{}", version.0, version.1));
+            }
+        }
+        (false, Ok((major, minor))) => {
+            notes.push(format!("no QEMU: cpr-transfer needs 10.0, this is {major}.{minor}"));
+        }
+        (false, Err(error)) => notes.push(format!("no QEMU: {error:#}")),
+    }
+    Ok(contenders)
+}
+
+/// One turn: the guest runs alone, first left in peace, then handed over.
+fn measure(contender: &mut dyn Contender) -> anyhow::Result<Sample> {
+    contender.go()?;
+    std::thread::sleep(Duration::from_millis(100));
+    let noise = watch(contender, |_| {
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(())
+    })?;
+    contender.prepare()?;
+    std::thread::sleep(Duration::from_millis(100));
+    let seen = watch(contender, |contender| contender.hand_over())?;
+    let reported = contender.reported()?;
+    contender.pause()?;
+    Ok(Sample { seen: seen.longest, noise: noise.longest, blind: seen.blind, reported })
+}
+
+fn ratios(results: &[Results], options: &Downtime) -> Vec<(String, f64)> {
+    let median = |system, mode, mib| {
+        let of = |r: &&Results| (r.label.system, r.label.mode, r.label.memory_mib) == (system, mode, mib);
+        results.iter().find(of).map(Results::median)
+    };
+    let ratio = |a: Option<Duration>, b: Option<Duration>| Some(a?.as_secs_f64() / b?.as_secs_f64());
+    let mut ratios = Vec::new();
+    for mode in Mode::ALL {
+        let (ours, qemu) = (median("ours", mode, options.small), median("QEMU", mode, options.small));
+        ratios.extend(ratio(qemu, ours).map(|r| (format!("QEMU to ours, {mode}"), r)));
+    }
+    let of = |mib| median("ours", Mode::CprTransfer, mib);
+    let more = ratio(of(options.big), of(options.small));
+    ratios.extend(more.map(|r| (format!("{} MiB to {} MiB, cpr-transfer", options.big, options.small), r)));
+    ratios
+}
+
+fn available_mib() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    ensure!(kib.is_some(), "/proc/meminfo has no MemAvailable");
+    Ok(kib.unwrap_or_default() / 1024)
+}
