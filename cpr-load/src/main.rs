@@ -25,8 +25,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints an error once, as one line with its causes.
+/// Prints an error once, as one line with its causes; a cause that the message before it tells is not told again.
 fn exit(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("cpr-load: {error:#}");
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    eprintln!("cpr-load: {line}");
     ExitCode::from(code)
 }

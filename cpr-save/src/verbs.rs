@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use serde_json::{Value, json};
-use vmm_core::monitor::MigrationStatus;
 use vmm_core::monitor::client::ClientError;
+use vmm_core::monitor::{MigrationStatus, RunState};
 
 use crate::exit::Failure;
 use crate::guest::Guest;
@@ -85,14 +85,16 @@ pub fn cancel(vm: &Path, progress: &Progress) -> Result<(), Failure> {
         let state = guest.run_state().map_err(|error| Failure::Unknown(error.into()))?;
         let facts = json!({"run-state": state, "migration": info});
         match info.status {
-            MigrationStatus::None => progress.done("no handover was under way", &facts),
             MigrationStatus::Cancelled => progress.done(&format!("cancelled; the guest is {state}"), &facts),
             MigrationStatus::Failed => {
                 progress.done(&format!("the handover had failed; the guest is {state}"), &facts);
             }
-            MigrationStatus::Completed => {
-                let error = anyhow!("too late: the guest has been handed over");
-                return Err(Failure::Unknown(error));
+            MigrationStatus::Completed if state == RunState::Postmigrate => {
+                return Err(Failure::Unknown(anyhow!("too late: the guest has been handed over")));
+            }
+            // Completed, and the guest is here: that was when it came in.
+            MigrationStatus::None | MigrationStatus::Completed => {
+                progress.done(&format!("no handover was under way; the guest is {state}"), &facts);
             }
             _ if Instant::now() > deadline => {
                 return Err(Failure::Unknown(anyhow!("still {} after 30 s", info.status)));

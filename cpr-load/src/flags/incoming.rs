@@ -96,9 +96,13 @@ impl ResumeFlags {
             Origin::Deferred
         } else if let Some(arrival) = self.from.strip_prefix("exec:") {
             let arrival = Arrival::parse(arrival);
-            Origin::Exec(arrival.ok_or_else(|| anyhow!("--from {}: expected exec:STATE[,FALLBACK]", self.from))?)
+            Origin::Exec(
+                arrival.ok_or_else(|| anyhow!("--from {}: expected exec:STATE[,FALLBACK]", self.from))?,
+            )
         } else if let Some(fd) = self.from.strip_prefix("fd:") {
-            Origin::Connected(fd.parse().with_context(|| format!("--from {}: expected fd:NUMBER", self.from))?)
+            Origin::Connected(
+                fd.parse().with_context(|| format!("--from {}: expected fd:NUMBER", self.from))?,
+            )
         } else {
             let first = Address::from_uri(&self.from)?;
             let channels = match self.main {

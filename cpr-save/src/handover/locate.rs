@@ -4,14 +4,18 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use vmm_core::cpr::Mode;
 use vmm_core::monitor::client::ClientError;
 use vmm_core::monitor::{MigrationStatus, RunState};
 
 use crate::exit::Failure;
 use crate::guest::Guest;
 
-/// How long a VMM may take to answer again, or to take its guest back.
+/// How long a VMM may take to come back after executing itself, or to take its guest back.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a VMM may be away that did not execute itself.
+const SHORT: Duration = Duration::from_secs(2);
 
 /// Where the guest is.
 pub enum Place {
@@ -36,8 +40,18 @@ impl Place {
 
 /// Finds the guest after the connection to its monitor was lost: asks whoever answers there now. `threads` ran its vCPUs
 /// before: the same threads mean the same process.
-pub fn after_loss(vm: &Path, threads: &[i32], lost: anyhow::Error) -> Place {
-    match ask(vm, threads) {
+pub fn after_loss(vm: &Path, mode: Mode, threads: &[i32], lost: anyhow::Error) -> Place {
+    let deadline = Instant::now() + if mode == Mode::CprExec { PATIENCE } else { SHORT };
+    let answer = loop {
+        match ask(vm, threads, deadline) {
+            // It answered while it was going down, or is not up yet.
+            Err(error) if error.is_lost() && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            answer => break answer,
+        }
+    };
+    match answer {
         Ok((guest, true, state)) if runs(state) || state == RunState::Postmigrate => Place::Moved(guest),
         Ok((_, false, state)) if runs(state) => Place::Source(state, lost),
         Ok((_, _, state)) => Place::Unknown(
@@ -53,12 +67,15 @@ pub fn after_loss(vm: &Path, threads: &[i32], lost: anyhow::Error) -> Place {
 }
 
 /// Who answers now, whether the handover was done, and the run state.
-fn ask(vm: &Path, threads: &[i32]) -> Result<(Guest, bool, RunState), ClientError> {
-    let mut guest = Guest::try_connect(vm, PATIENCE)?;
+fn ask(vm: &Path, threads: &[i32], deadline: Instant) -> Result<(Guest, bool, RunState), ClientError> {
+    let mut guest = Guest::try_connect(vm, deadline.saturating_duration_since(Instant::now()))?;
     let state = settled(&mut guest)?;
     let done = match guest.migration()?.status {
-        MigrationStatus::Completed => true,
-        MigrationStatus::None => !guest.threads()?.iter().any(|thread| threads.contains(thread)),
+        MigrationStatus::Completed if state == RunState::Postmigrate => true,
+        // A VMM that took a guest in says completed too: that one, or an earlier one.
+        MigrationStatus::Completed | MigrationStatus::None => {
+            !guest.threads()?.iter().any(|thread| threads.contains(thread))
+        }
         _ => false,
     };
     Ok((guest, done, state))

@@ -29,7 +29,6 @@ use crate::x86::layout;
 use crate::x86::platform::Platform;
 
 /// The machine's devices.
-#[derive(Debug)]
 pub struct Devices {
     /// COM1.
     pub serial: Arc<Serial>,
@@ -41,6 +40,12 @@ pub struct Devices {
     pub i8042: Arc<I8042>,
 }
 
+impl std::fmt::Debug for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.all().map(Device::id)).finish()
+    }
+}
+
 impl Devices {
     /// All of them, in the order in which they are stopped, saved and loaded.
     pub fn all(&self) -> impl Iterator<Item = &dyn Device> {
@@ -48,14 +53,14 @@ impl Devices {
         all.into_iter()
     }
 
-    fn new(vm: &Arc<VmFd>, chardev: Chardev, events: &EventSink) -> Self {
+    fn new(vm: &Arc<VmFd>, ram_size: u64, chardev: Chardev, events: &EventSink) -> Self {
         let line = |gsi| GsiLine::new(vm, gsi);
         let requests = request_sink(events);
         Self {
             serial: Serial::new("serial0", line(layout::COM1_GSI), chardev),
-            pm: Pm::new(line(layout::SCI_GSI), Arc::clone(&requests)),
-            rtc: Rtc::new(),
-            i8042: I8042::new(requests),
+            pm: Arc::new(Pm::new(line(layout::SCI_GSI), Arc::clone(&requests))),
+            rtc: Arc::new(Rtc::new(ram_size)),
+            i8042: Arc::new(I8042::new(requests)),
         }
     }
 
@@ -112,7 +117,7 @@ pub(super) fn assemble(parts: Parts, state: RunState) -> Result<Machine, Machine
 
     let ended = Arc::new(AtomicBool::new(false));
     let events = ending(events, &ended);
-    let devices = Devices::new(&vm, chardev, &events);
+    let devices = Devices::new(&vm, config.memory.size.0, chardev, &events);
     let mut io = IoManager::new();
     devices.register(&mut io)?;
     let exits: Arc<dyn ExitHandler> = Exits::new(io, events);

@@ -125,4 +125,37 @@ mod tests {
         ];
         assert_eq!(slots, expected);
     }
+
+    #[test]
+    fn kvm_takes_ram_and_a_rom_that_is_mapped_read_only() {
+        let kvm = match kvm_ioctls::Kvm::new() {
+            Ok(kvm) => kvm,
+            Err(e) => {
+                let required = std::env::var("CPR_REQUIRE").is_ok_and(|tiers| tiers.contains("kvm"));
+                assert!(!required, "/dev/kvm: {e}");
+                eprintln!("skipped: /dev/kvm: {e}");
+                return;
+            }
+        };
+        let block = ram(4 << 20);
+        let rom = RamBlock::create_rom("pc.rom", &vec![0xf4; 64 << 10]).unwrap();
+        let ranges = [(GuestAddress(0), 0, 3 << 20), (GuestAddress(4 << 30), 3 << 20, 1 << 20)];
+        let mut guest = GuestRam::map(&block, &ranges).unwrap();
+        guest.map_rom(&rom).unwrap();
+        let vm = kvm.create_vm().unwrap();
+        // SAFETY: `guest` outlives `vm`, which never runs.
+        unsafe { crate::memory::set_slots(&vm, &guest) }.unwrap();
+        // SAFETY: as above.
+        let again = unsafe {
+            vm.set_user_memory_region(kvm_bindings::kvm_userspace_memory_region {
+                slot: 100,
+                flags: 0,
+                guest_phys_addr: 0xf_0000,
+                memory_size: 4096,
+                userspace_addr: guest.slots().next().unwrap().host_addr,
+            })
+        };
+        assert_eq!(again.unwrap_err().errno(), libc::EEXIST, "the ROM does not show below 1 MiB");
+        drop(vm);
+    }
 }

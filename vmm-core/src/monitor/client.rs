@@ -259,3 +259,100 @@ fn received(message: &Value) -> Option<ReceivedEvent> {
         at_us: time("seconds").saturating_mul(1_000_000).saturating_add(time("microseconds")),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
+    const NEGOTIATED: &str = r#"{"return": {}, "id": 1}"#;
+
+    /// A server that says each text after having read something, and then hangs up once we do.
+    fn server(texts: &[&str]) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            for (n, text) in texts.iter().enumerate() {
+                if n > 0 {
+                    assert_ne!(stream.read(&mut [0; 4096]).unwrap(), 0);
+                }
+                if text == "hang up" {
+                    return;
+                }
+                stream.write_all(text.as_bytes()).unwrap();
+            }
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        (directory, path)
+    }
+
+    fn connect(texts: &[&str]) -> Result<Client, ClientError> {
+        let (_directory, path) = server(texts);
+        Client::connect(&path)
+    }
+
+    #[test]
+    fn a_server_that_speaks_something_else_is_refused() {
+        for text in ["HTTP/1.1 400 Bad Request\r\n", r#"{"hello": 1}"#] {
+            assert!(matches!(connect(&[text]), Err(ClientError::Protocol(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_hangs_up_is_said_to_be_closed() {
+        assert!(matches!(connect(&["hang up"]), Err(ClientError::Closed)));
+        assert!(matches!(connect(&[GREETING, "hang up"]), Err(ClientError::Closed)));
+        let mut client = connect(&[GREETING, NEGOTIATED, "hang up"]).unwrap();
+        let error = client.execute("stop", &json!({})).unwrap_err();
+        assert!(matches!(error, ClientError::Closed) && error.is_lost());
+    }
+
+    #[test]
+    fn a_server_that_is_silent_costs_no_more_than_the_deadline() {
+        let mut client = connect(&[GREETING, NEGOTIATED]).unwrap();
+        let error = client.execute_within("stop", &json!({}), Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(&error, ClientError::TimedOut(what) if what == "stop"));
+        assert!(client.next_event(Instant::now() + Duration::from_millis(50)).unwrap().is_none());
+    }
+
+    #[test]
+    fn events_around_an_answer_are_kept_in_order() {
+        let answer = r#"{"event": "STOP", "timestamp": {"seconds": 2, "microseconds": 5}}
+            {"return": "late", "id": 77}{"return": 1, "id": 2}{"event": "RESUME", "data": {"x": 1}}"#;
+        let mut client = connect(&[GREETING, NEGOTIATED, answer]).unwrap();
+        assert_eq!(client.execute("query", &json!({})).unwrap(), 1);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let first = client.next_event(deadline).unwrap().unwrap();
+        assert_eq!((first.name.as_str(), first.at_us), ("STOP", 2_000_005));
+        assert_eq!(client.next_event(deadline).unwrap().unwrap().data["x"], 1);
+    }
+
+    #[test]
+    fn a_refusal_carries_the_servers_words() {
+        let answer = r#"{"error": {"class": "GenericError", "desc": "no"}, "id": 2}"#;
+        let mut client = connect(&[GREETING, NEGOTIATED, answer]).unwrap();
+        let error = client.execute("cont", &json!({})).unwrap_err();
+        assert_eq!(error.command_error().unwrap().desc, "no");
+        assert!(!error.is_lost());
+    }
+
+    #[test]
+    fn a_socket_that_comes_late_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let late = path.clone();
+        assert!(matches!(Client::connect(&path), Err(ClientError::Connect { .. })));
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            let (mut stream, _) = UnixListener::bind(late).unwrap().accept().unwrap();
+            stream.write_all(format!("{GREETING}{NEGOTIATED}").as_bytes()).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        Client::connect_within(&path, Duration::from_secs(5)).unwrap();
+    }
+}

@@ -69,6 +69,9 @@ impl Framer {
     /// Takes the next value, if one is complete.
     pub fn next(&mut self) -> Option<Frame> {
         while let Some(&byte) = self.buffer.get(self.at) {
+            if self.at - self.start == MAX_VALUE {
+                return Some(Frame::TooLong);
+            }
             self.at += 1;
             if self.skipping {
                 self.skipping = byte != b'\n';
@@ -110,9 +113,6 @@ impl Framer {
                     _ => {}
                 }
             }
-            if self.at - self.start > MAX_VALUE {
-                return Some(Frame::TooLong);
-            }
         }
         None
     }
@@ -147,6 +147,109 @@ impl Framer {
         match values.next() {
             Some(Err(error)) if !error.is_eof() => Some(error.to_string()),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn all(framer: &mut Framer) -> Vec<Frame> {
+        std::iter::from_fn(|| framer.next()).take(1000).collect()
+    }
+
+    fn frames(bytes: &[u8]) -> Vec<Frame> {
+        let mut framer = Framer::default();
+        framer.push(bytes);
+        all(&mut framer)
+    }
+
+    const TWO: &[u8] = b" {\"a\": \"}\\\"{\", \"b\": [1, {}]}\r\n{\"c\":\n null} ";
+
+    #[test]
+    fn values_are_found_however_they_are_split() {
+        let expected =
+            vec![Frame::Value(json!({"a": "}\"{", "b": [1, {}]})), Frame::Value(json!({"c": null}))];
+        for at in 0..TWO.len() {
+            let mut framer = Framer::default();
+            framer.push(&TWO[..at]);
+            let mut found = all(&mut framer);
+            framer.push(&TWO[at..]);
+            found.extend(all(&mut framer));
+            assert_eq!(found, expected, "split at {at}");
+        }
+    }
+
+    #[test]
+    fn values_are_found_byte_by_byte_and_across_a_handover() {
+        let mut framer = Framer::default();
+        let mut found = Vec::new();
+        for byte in TWO {
+            framer.push(&[*byte]);
+            found.extend(all(&mut framer));
+            framer = Framer::resume(framer.pending().to_vec(), framer.is_skipping());
+        }
+        assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn malformed_lines_are_reported_once_and_what_follows_is_read() {
+        for line in [
+            "garbage {",
+            "]",
+            "{]",
+            "{\"a\": foo}",
+            "{\"a\": foo",
+            "{\"a\": \"b",
+            "{\"a\" \"b\"}",
+            "{\"a\": \"\\x\"}",
+            "{\"a\": 1}}",
+            "\u{1}",
+        ] {
+            let found = frames(format!("{line}\n{{\"ok\": 1}}").as_bytes());
+            let errors = found.iter().filter(|frame| matches!(frame, Frame::Malformed(_))).count();
+            assert_eq!(errors, 1, "{line}: {found:?}");
+            assert_eq!(found.last(), Some(&Frame::Value(json!({"ok": 1}))), "{line}");
+        }
+    }
+
+    #[test]
+    fn invalid_utf8_is_malformed() {
+        assert!(matches!(frames(b"{\"a\": \"\xc3\x28\"}")[..], [Frame::Malformed(_)]));
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        let deep = |n: usize| format!("{{\"a\":{}{}}}\n", "[".repeat(n - 1), "]".repeat(n - 1));
+        assert!(matches!(frames(deep(MAX_DEPTH).as_bytes())[..], [Frame::Value(_)]));
+        assert!(matches!(frames(deep(MAX_DEPTH + 1).as_bytes())[..], [Frame::Malformed(_)]));
+        assert!(matches!(frames("[".repeat(100_000).as_bytes())[..], [Frame::Malformed(_)]));
+    }
+
+    #[test]
+    fn a_value_over_the_bound_ends_the_stream() {
+        let long = |n: usize| format!("[\"{}\"]", "x".repeat(n - 4));
+        assert!(matches!(frames(long(MAX_VALUE).as_bytes())[..], [Frame::Value(_)]));
+        assert!(matches!(frames(long(MAX_VALUE + 1).as_bytes())[0], Frame::TooLong));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(
+            noise in proptest::collection::vec(any::<u8>(), 0..200),
+            split in 0usize..200,
+        ) {
+            let mut framer = Framer::default();
+            let at = split.min(noise.len());
+            framer.push(&noise[..at]);
+            all(&mut framer);
+            framer.push(&noise[at..]);
+            all(&mut framer);
+            prop_assert!(framer.pending().len() <= noise.len());
         }
     }
 }

@@ -63,7 +63,7 @@ impl Shared {
                 }
             }
             Some(Destination::Reboot { file }) => {
-                if let Err(error) = reboot::file::check_writable(file) {
+                if let Err(error) = reboot::file::StateFile::create(file) {
                     blockers.push(Blocker::new("state file", error.to_string()));
                 }
             }
@@ -175,6 +175,7 @@ impl Shared {
         {
             let mut guest = lock(&self.guest);
             if let Guest::Here(machine) = &*guest {
+                machine.devices().serial.hand_over();
                 let (name, uuid) = (machine.config().name.clone(), machine.config().uuid);
                 // Tearing a VM down takes tens of milliseconds: not on the monitor's time.
                 let gone = std::mem::replace(&mut *guest, Guest::Gone { name, uuid, mode });

@@ -96,7 +96,11 @@ impl Owner {
     }
 
     fn overrides(&self) -> Overrides {
-        Overrides { set: self.options.set.clone(), paused: self.options.paused, events: self.shared.machine_events() }
+        Overrides {
+            set: self.options.set.clone(),
+            paused: self.options.paused,
+            events: self.shared.machine_events(),
+        }
     }
 
     fn server(&self) -> std::sync::MutexGuard<'_, MonitorServer> {
@@ -127,7 +131,8 @@ impl Owner {
     /// Serves a machine that was just entered.
     fn settle(&mut self, machine: Machine) {
         let machine = Arc::new(machine);
-        self.serial = Some(self.manager.add_subscriber(machine.devices().serial.subscriber()));
+        self.serial =
+            Some(self.manager.add_subscriber(Arc::new(Mutex::new(machine.devices().serial.subscriber()))));
         *lock(&self.shared.guest) = Guest::Here(machine);
     }
 
@@ -272,6 +277,7 @@ impl Owner {
         self.forget_serial();
         let config = machine.config().clone();
         let kept = machine.descriptors(Mode::CprExec);
+        machine.devices().serial.hand_over();
         drop(machine);
         *lock(&self.shared.guest) = Guest::Awaited;
         let booted = kept.and_then(|kept| Machine::reboot(config, kept, self.shared.machine_events()));

@@ -238,11 +238,11 @@ impl Resumption {
         };
         let by_tsc = cycles_to_ns(now.tsc.saturating_sub(saved.host_tsc), saved.host_tsc_khz);
         let apart = by_tsc.abs_diff(other);
-        // NTP slews a clock by 500 ppm at most; a calibration of the TSC may be off by 1 % without it being another
+        // Two readings of a clock are within 10 us, and NTP slews it by 500 ppm at most; a calibration of the TSC may be off by 1 % without it being another
         // count; over kexec the wall clock is read anew, in whole seconds.
         let slack_ns = if same_boot { 1_000_000 } else { 3_000_000_000 };
         let went_on = now.tsc >= saved.host_tsc && apart <= slack_ns + other / 100;
-        let exact = if same_boot { saved.paired && apart <= 100_000 + other / 1_600 } else { true };
+        let exact = if same_boot { saved.paired && apart <= 10_000 + other / 1_600 } else { true };
         let basis = match (went_on && exact, same_boot) {
             (true, _) => Basis::HostTsc,
             (false, true) => Basis::Boottime,

@@ -167,6 +167,10 @@ impl Ownership {
     /// Source: gives the guest up for the target to claim. All that the target needs to run it must have been loaded.
     ///
     /// An error where it was offered or claimed before: the word is no longer one to offer by.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "who offers the guest must have no claim left to enter it by"
+    )]
     pub fn offer(&self, claim: Claim) -> Result<(), OwnershipError> {
         let Claim(()) = claim;
         word::offer(self.page.word())

@@ -9,11 +9,11 @@ use super::word::{self, Word};
 
 impl Word for AtomicU32 {
     fn load(&self) -> u32 {
-        self.load(Ordering::Acquire)
+        self.load(word::LOAD)
     }
 
     fn swap(&self, from: u32, to: u32) -> Result<(), u32> {
-        self.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).map(drop)
+        self.compare_exchange(from, to, word::SWAP, word::LOAD).map(drop)
     }
 }
 
@@ -169,5 +169,25 @@ fn a_cancel_that_succeeds_means_that_no_claim_did() {
         assert!(cancelled);
         guest.run();
         assert_eq!(thread.join().unwrap(), Some(false));
+    });
+}
+
+#[test]
+fn a_loader_that_saw_an_older_stamp_cannot_claim_a_later_save() {
+    loom::model(|| {
+        let guest = Guest::new();
+        let generation = Arc::new(AtomicU32::new(1));
+        let (there, stamp) = (guest.clone(), generation.clone());
+        let loader = thread::spawn(move || {
+            let offer = word::current_offer(&there.word).unwrap();
+            let fits = stamp.load(Ordering::Acquire) == 1;
+            (fits && word::claim(&there.word, offer).is_ok()).then(|| there.run())
+        });
+        // Saved as generation 1, run on, saved as generation 2.
+        guest.run();
+        generation.store(2, Ordering::Release);
+        word::renew(&guest.word);
+        word::offer(&guest.word).unwrap();
+        assert_eq!(loader.join().unwrap(), None, "state of generation 1 was loaded with RAM of generation 2");
     });
 }

@@ -70,7 +70,6 @@ fn a_descriptor_that_is_no_word_is_refused_with_what_it_is() {
     };
     let sealed = [FileSeal::SealShrink, FileSeal::SealGrow];
     assert!(refusal(&|| std::fs::File::open("/dev/null").unwrap().into()).contains("not a memfd"));
-    assert!(refusal(&|| tempfile::tempfile_in("/").unwrap().into()).contains("not a memfd"));
     assert!(refusal(&|| memfd(PAGE_SIZE, &sealed[..1])).contains("expected F_SEAL_SHRINK and F_SEAL_GROW"));
     assert!(refusal(&|| memfd(2 * PAGE_SIZE, &sealed)).contains("8192 bytes; expected 4096"));
     assert!(refusal(&|| memfd(PAGE_SIZE, &sealed)).contains("begins with"));
@@ -96,7 +95,7 @@ fn a_page_is_mapped_where_the_granularity_allows() {
     page.begin(MAGIC, VERSION);
     let same = SharedPage::map(file.as_fd(), (4 << 20) - PAGE_SIZE, PAGE_SIZE).unwrap();
     same.check(MAGIC, VERSION).unwrap();
-    for (offset, granularity) in [(1, 4096), (4096, 4095), (4096, 512), (4096, 0), (u64::MAX & !4095, 4096)] {
+    for (offset, granularity) in [(1, 4096), (4096, 4095), (4096, 512), (4096, 0), (!4095, 4096)] {
         let error = SharedPage::map(file.as_fd(), offset, granularity).unwrap_err();
         assert!(matches!(error, PageError::Place { .. }), "{offset:#x} by {granularity:#x}: {error}");
     }

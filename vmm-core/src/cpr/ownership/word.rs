@@ -20,19 +20,25 @@ pub enum State {
 
 /// An atomic word: the processor's, or the model checker's.
 pub(super) trait Word {
-    /// Reads it (acquire).
+    /// Reads it, as [`LOAD`] says.
     fn load(&self) -> u32;
-    /// Writes `to` if it holds `from` (acquire and release); otherwise gives what it holds.
+    /// Writes `to` if it holds `from`, as [`SWAP`] says; otherwise gives what it holds.
     fn swap(&self, from: u32, to: u32) -> Result<(), u32>;
 }
 
+/// How a word is read: what was written before it came to hold its value is seen after.
+pub(super) const LOAD: Ordering = Ordering::Acquire;
+
+/// How a word is swapped: as [`LOAD`], and what was written before is seen by who reads the new value.
+pub(super) const SWAP: Ordering = Ordering::AcqRel;
+
 impl Word for AtomicU32 {
     fn load(&self) -> u32 {
-        self.load(Ordering::Acquire)
+        self.load(LOAD)
     }
 
     fn swap(&self, from: u32, to: u32) -> Result<(), u32> {
-        self.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).map(drop)
+        self.compare_exchange(from, to, SWAP, LOAD).map(drop)
     }
 }
 

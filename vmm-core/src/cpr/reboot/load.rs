@@ -70,7 +70,6 @@ struct Found {
     reader: StateReader,
     incoming: Incoming,
     stamp: Stamp,
-    expected: RamStamp,
 }
 
 fn find(path: &Path, overrides: &Overrides) -> Result<Found, RebootError> {
@@ -87,22 +86,24 @@ fn find(path: &Path, overrides: &Overrides) -> Result<Found, RebootError> {
         .map_err(|source| RebootError::Load { path: name(), source: Box::new(source) })?;
     let location = incoming.ram_block().and_then(crate::memory::RamBlock::stamp_location);
     let location = location.ok_or_else(|| RebootError::NoRam { path: name() })?;
-    let stamp = Stamp::open(&location).map_err(|source| RebootError::Stamp { path: name(), source })?;
+    let stamp = Stamp::open(&location.file, location.offset, location.granularity)
+        .map_err(|source| RebootError::Stamp { path: name(), source })?;
     stamp.check(&expected).map_err(|source| RebootError::Stamp { path: name(), source })?;
-    Ok(Found { reader, incoming, stamp, expected })
+    Ok(Found { reader, incoming, stamp })
 }
 
 /// Loads a guest from its file and enters it.
 pub fn load(path: &Path, overrides: &Overrides) -> Result<Machine, RebootError> {
     let name = || path.display().to_string();
-    let Found { mut reader, incoming, stamp, expected } = find(path, overrides)?;
+    let Found { mut reader, incoming, stamp } = find(path, overrides)?;
     let mut watch = Stopwatch::start();
     let loaded = incoming
         .load(&mut reader, &mut watch)
         .map_err(|source| RebootError::Load { path: name(), source: Box::new(source) })?;
     reader.finish().map_err(|source| RebootError::Format { path: name(), source })?;
     // The point of no return: this file can be loaded by nobody after this.
-    let claim = stamp.claim(&expected).map_err(|source| RebootError::Stamp { path: name(), source })?;
+    let claim =
+        stamp.ownership().claim().map_err(|source| RebootError::Ownership { path: name(), source })?;
     Ok(loaded.enter(claim))
 }
 

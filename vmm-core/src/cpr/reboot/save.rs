@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::file::StateFile;
-use super::stamp::Stamp;
+use super::stamp::{RamStamp, Stamp};
 use crate::cpr::Mode;
 use crate::cpr::error::{HandoverError, InPhase};
 use crate::cpr::format::StateWriter;
@@ -13,7 +13,8 @@ use crate::cpr::observer::Observer;
 use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::was_cancelled;
 use crate::cpr::transfer::source::Limits;
-use crate::machine::Machine;
+use crate::machine::{Machine, Stopped};
+use crate::memory::{RamBlock, StampLocation};
 
 /// Room that is reserved before the guest stops: for the machine, and for each vCPU. More than state has ever taken.
 const ROOM: u64 = 1 << 20;
@@ -30,12 +31,12 @@ pub fn save(
 ) -> Result<Report, HandoverError> {
     observer.phase(Phase::Prepare);
     let room = ROOM + ROOM_PER_VCPU * u64::from(machine.vcpu_count());
-    let file = StateFile::reserve(path, room).in_phase(Phase::Prepare)?;
+    let mut file = StateFile::create(path).in_phase(Phase::Prepare)?;
+    file.reserve(room).in_phase(Phase::Prepare)?;
     let location = machine.ram_block().and_then(|block| Some((block, block.stamp_location()?)));
     let Some((block, location)) = location else {
         return Err(HandoverError::new(Phase::Prepare, "the guest's RAM would not outlive this process"));
     };
-    let stamp = Stamp::open(&location).in_phase(Phase::Prepare)?;
     let mut writer = StateWriter::new(machine.header(Mode::CprReboot));
     machine.describe(Mode::CprReboot, &mut writer).in_phase(Phase::Prepare)?;
     watch.lap(Phase::Prepare.name());
@@ -46,15 +47,15 @@ pub fn save(
     let mut stopped = machine.quiesce(Instant::now() + limits.downtime).in_phase(Phase::Stop)?;
     watch.lap(Phase::Stop.name());
     stopped.save(&mut writer).in_phase(Phase::Save)?;
-    let ownership = stamp.begin(machine.config().uuid, block.size(), stopped.claim()).in_phase(Phase::Save)?;
-    writer.put(0, &ownership.section()).in_phase(Phase::Save)?;
+    let (stamp, section) = stamp_ram(machine, block, &location, &stopped)?;
+    writer.put(0, &section).in_phase(Phase::Save)?;
     let state = writer.finish().in_phase(Phase::Save)?;
     watch.lap(Phase::Save.name());
-    stopped.offer(ownership.word()).in_phase(Phase::Handover)?;
+    stopped.offer(stamp.ownership()).in_phase(Phase::Handover)?;
     let published = file.publish(&state);
     if was_cancelled(cancel.as_fd()) || published.is_err() {
         // Taken back, the offer makes the file worthless, should it be there: nobody can load it any more.
-        stopped.take_back(ownership.word()).in_phase(Phase::Handover)?;
+        stopped.take_back(stamp.ownership()).in_phase(Phase::Handover)?;
         published.in_phase(Phase::Handover)?;
         return Err(HandoverError::cancelled(Phase::Handover));
     }
@@ -71,4 +72,20 @@ pub fn save(
         vcpus: machine.vcpu_count(),
         ram_kept: machine.ram_size(),
     })
+}
+
+/// Marks the RAM as the one that goes with the file about to be written, and with no other.
+fn stamp_ram(
+    machine: &Machine,
+    block: &RamBlock,
+    location: &StampLocation,
+    stopped: &Stopped<'_>,
+) -> Result<(Stamp, RamStamp), HandoverError> {
+    let StampLocation { file, offset, granularity } = location;
+    let (uuid, size) = (machine.config().uuid, block.size());
+    let claim =
+        stopped.claim().ok_or_else(|| HandoverError::new(Phase::Save, "the guest is not this process's"))?;
+    let stamp = Stamp::create(file, *offset, *granularity, uuid, size, claim).in_phase(Phase::Save)?;
+    let section = stamp.renew(uuid, size, claim);
+    Ok((stamp, section))
 }

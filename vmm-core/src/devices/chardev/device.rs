@@ -28,8 +28,10 @@ pub struct Chardev {
     queue: VecDeque<u8>,
     /// Whether there is somebody to read output.
     attached: bool,
-    /// Whether a loaded state may say that there is a client.
+    /// Whether it was opened again, so that no client came along.
     reopened: bool,
+    /// The saved state has a client that did not come along; told on until this side runs.
+    absent: bool,
     stopped: bool,
     /// New clients wait.
     held: bool,
@@ -76,6 +78,7 @@ impl Chardev {
             queue: VecDeque::new(),
             attached,
             reopened: false,
+            absent: false,
             stopped,
             held: stopped,
             owner: !stopped,
@@ -244,6 +247,7 @@ impl Chardev {
     /// Goes on, and lets new clients in. What was adopted is this process's own from here on.
     pub fn resume(&mut self) {
         self.owner = true;
+        self.absent = false;
         self.stopped = false;
         self.held = false;
         self.kick();
@@ -260,14 +264,15 @@ impl Chardev {
 
     /// What the other side must know. Called while stopped.
     pub fn state(&self) -> ChardevState {
-        ChardevState {
-            client: matches!(&self.backend, Backend::Unix(unix) if unix.client.as_ref().is_some_and(|c| !c.ended)),
-            output: self.queue.iter().copied().collect(),
-            terminal: match &self.backend {
-                Backend::Stdio(stdio) => stdio.original.clone(),
-                _ => None,
-            },
-        }
+        let client = match &self.backend {
+            Backend::Unix(unix) => unix.client.as_ref().is_some_and(|client| !client.ended),
+            _ => false,
+        };
+        let terminal = match &self.backend {
+            Backend::Stdio(stdio) => stdio.original.clone(),
+            _ => None,
+        };
+        ChardevState { client: client || self.absent, output: self.queue.iter().copied().collect(), terminal }
     }
 
     /// Takes the other side's place. It stands still until [`Self::resume`].
@@ -293,6 +298,7 @@ impl Chardev {
             _ => {}
         }
         self.attached &= !matches!(self.backend, Backend::Unix(_)) || state.client;
+        self.absent = state.client && self.reopened;
         self.queue = state.output.into();
         self.stopped = true;
         self.held = true;

@@ -26,4 +26,4 @@ mod stdio;
 mod unix;
 
 pub use self::device::{Chardev, QUEUE};
-pub use self::state::ChardevState;
+pub use self::state::{ChardevState, TerminalState};

@@ -40,7 +40,7 @@ pub struct TerminalState {
 
 impl TerminalState {
     /// The settings of a terminal.
-    pub(super) fn of(termios: &Termios) -> Self {
+    pub(crate) fn of(termios: &Termios) -> Self {
         Self {
             input: termios.input_flags.bits(),
             output: termios.output_flags.bits(),

@@ -1,0 +1,169 @@
+//! At no time do two processes run a guest, whichever dies when.
+//!
+//! The guest itself would see a second process: its count in RAM would not be what it wrote.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use cpr_tests::guests::{Guest, Mode, Work};
+use cpr_tests::harness::host::Host;
+use cpr_tests::harness::proxy::{Action, Moment, Proxy, Side};
+use cpr_tests::harness::runner::Tier;
+use cpr_tests::harness::vm::{Spec, Vm};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use vmm_core::cpr::transfer::message::{Message, Running, State};
+
+cpr_tests::tests!(
+    Tier::Kvm,
+    a_target_killed_after_its_claim_takes_the_guest_with_it,
+    a_claim_that_nobody_heard_of_still_counts,
+    either_side_killed_at_a_random_moment_leaves_one_owner_or_none,
+);
+
+fn boot(host: &Host) -> anyhow::Result<Vm<'_>> {
+    Vm::boot(host, Spec::new(Guest::new(Work::Heartbeat, Mode::Long), 2))
+}
+
+/// The guest is gone, and the source, if it lives, does not run it.
+fn is_gone(vm: &mut Vm<'_>) -> anyhow::Result<()> {
+    vm.stands_still()?;
+    vm.ram.check(2)?;
+    if vm.process.is_running()
+        && let Ok(mut monitor) = vm.monitor()
+    {
+        let refused = monitor.execute("cont", &json!({}));
+        ensure!(refused.is_err(), "the source went on with a guest that was claimed: {refused:?}");
+    }
+    vm.stands_still()
+}
+
+fn a_target_killed_after_its_claim_takes_the_guest_with_it() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host)?;
+    let target = host.target()?;
+    let pid = target.process.pid();
+    let proxy = Proxy::start(host.fresh("proxy"), &target.socket, move |crossing| {
+        // It says that it runs the guest; nobody hears it, and it dies.
+        if crossing.from == Side::Target && crossing.frame.kind == Running::KIND {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            return Action::Swallow;
+        }
+        Action::Pass
+    })?;
+    let outcome = vm.save("transfer", &["--to", &format!("unix:{}", proxy.socket.display()), "--keep"])?;
+    ensure!(matches!(outcome.code, 0 | 4), "cpr-save ended with {}: {}", outcome.code, outcome.facts);
+    is_gone(&mut vm)
+}
+
+fn a_claim_that_nobody_heard_of_still_counts() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host)?;
+    let target = host.target()?;
+    let proxy = Proxy::start(host.fresh("proxy"), &target.socket, |crossing| {
+        if crossing.from == Side::Target && crossing.frame.kind == Running::KIND {
+            return Action::Hang;
+        }
+        Action::Pass
+    })?;
+    let to = format!("unix:{}", proxy.socket.display());
+    let outcome = vm.save("transfer", &["--to", &to, "--downtime-limit", "500"])?;
+    ensure!(matches!(outcome.code, 0 | 4), "cpr-save ended with {}: {}", outcome.code, outcome.facts);
+    vm.process = target.process;
+    vm.becomes("running")?;
+    vm.goes_on()
+}
+
+/// A small generator of numbers that look random (xorshift); its seed is printed with a failure.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+fn either_side_killed_at_a_random_moment_leaves_one_owner_or_none() -> anyhow::Result<()> {
+    let rounds = std::env::var("CPR_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
+    let seed = std::env::var("CPR_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or_else(seed);
+    let mut random = Random(seed | 1);
+    let host = Host::new()?;
+    let mut vm = boot(&host)?;
+    for round in 0..rounds {
+        vm = kill_one(&host, vm, &mut random).with_context(|| format!("round {round} of seed {seed}"))?;
+    }
+    Ok(())
+}
+
+fn seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(1, |now| now.as_nanos() as u64)
+}
+
+/// Hands a guest over, kills one side on the way, sees that what is left is right, and gives a guest for the next round.
+fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::Result<Vm<'h>> {
+    let mut target = host.target()?;
+    let kill_source = random.below(2) == 0;
+    let victim = if kill_source { vm.process.pid() } else { target.process.pid() };
+    // Half of the deaths are around the state, where ownership is decided; a delay puts them between the frames, too.
+    let (frame, delay) = (random.below(12), Duration::from_micros(random.below(3000)));
+    let around_state = random.below(2) == 0;
+    let mut crossed = 0;
+    let proxy = Proxy::start(host.fresh("proxy"), &target.socket, move |crossing| {
+        crossed += 1;
+        let here = if around_state {
+            crossing.frame.kind == State::KIND && crossing.moment == Moment::After
+        } else {
+            crossed == frame + 1
+        };
+        if here {
+            std::thread::spawn(move || {
+                std::thread::sleep(delay);
+                let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);
+            });
+        }
+        Action::Pass
+    })?;
+    let outcome = vm.save("transfer", &["--to", &format!("unix:{}", proxy.socket.display()), "--keep"])?;
+    std::thread::sleep(Duration::from_millis(10));
+    vm.ram.check(2)?;
+    if kill_source {
+        vm.process.wait(Duration::from_secs(10)).context("the source that was killed")?;
+        drop(proxy);
+        // The target has it, if it was offered; or nobody has.
+        if target.process.is_running() && counts(&vm)? {
+            vm.process = target.process;
+            vm.becomes("running")?;
+            vm.goes_on()?;
+            return Ok(vm);
+        }
+        vm.stands_still()?;
+        return boot(host);
+    }
+    target.process.wait(Duration::from_secs(10)).context("the target that was killed")?;
+    if outcome.code == 1 {
+        vm.becomes("running")?;
+        vm.goes_on()?;
+        return Ok(vm);
+    }
+    ensure!(matches!(outcome.code, 0 | 4), "cpr-save ended with {}: {}", outcome.code, outcome.facts);
+    is_gone(&mut vm)?;
+    boot(host)
+}
+
+/// Whether the guest counts within a while.
+fn counts(vm: &Vm<'_>) -> anyhow::Result<bool> {
+    let (before, begin) = (vm.ram.count(0), Instant::now());
+    while begin.elapsed() < Duration::from_millis(500) {
+        vm.ram.check(2)?;
+        if vm.ram.count(0) > before + 100 {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(false)
+}

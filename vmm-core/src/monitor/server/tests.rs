@@ -1,1 +1,0 @@
-//! The server against hostile clients.
