@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use cpr_tests::guests::{Guest, Mode};
@@ -142,6 +142,7 @@ fn a_monitors_client_killed_half_way_does_not_harm_the_guest() -> anyhow::Result
     let mut vm = boot(&host)?;
     for (side, kind, name) in STEPS {
         let target = host.target()?;
+        let mut source = vm.monitor()?;
         let reached = Arc::new(AtomicU32::new(0));
         let proxy = Proxy::start(host.fresh("proxy"), &target.socket, {
             let reached = reached.clone();
@@ -158,19 +159,23 @@ fn a_monitors_client_killed_half_way_does_not_harm_the_guest() -> anyhow::Result
         })?;
         let save =
             host.start_save(&["transfer", &vm.name, "--to", &format!("unix:{}", proxy.socket.display())])?;
+        let deadline = Instant::now() + Duration::from_secs(10);
         while reached.load(Ordering::Acquire) == 0 {
+            ensure!(Instant::now() < deadline, "{name} never crossed: {}", save.process.log());
             std::thread::sleep(Duration::from_millis(1));
         }
         save.process.signal(Signal::SIGKILL)?;
         drop(save);
         // The handover goes on without its client, or is given up; the guest is in one place and runs.
+        std::thread::sleep(Duration::from_millis(500));
         vm.goes_on().with_context(|| format!("with the client killed at {name}"))?;
-        std::thread::sleep(Duration::from_millis(300));
-        if vm.process.is_running() {
-            vm.becomes("running")?;
-        } else {
-            vm.process = target.process;
+        let status = source.execute("query-status", &json!({}))?;
+        match status["status"].as_str() {
+            Some("running") => {}
+            Some("postmigrate") => vm.process = target.process,
+            _ => anyhow::bail!("with the client killed at {name} the source is {status}"),
         }
+        vm.becomes("running")?;
         vm.goes_on()?;
     }
     as_if_nothing_had_happened(&mut vm)
@@ -370,7 +375,7 @@ fn no_space(host: &Host, vm: &mut Vm<'_>) -> anyhow::Result<()> {
     nix::mount::umount(&small).context("unmounting the small tmpfs")?;
     let outcome = outcome?;
     ensure!(matches!(outcome.code, 1 | 3), "without room: {} {}", outcome.code, outcome.facts);
-    outcome.clone().must_say(outcome.code, "space")?;
+    outcome.clone().must_say(outcome.code, "4096 are free")?;
     ensure!(left.context("reading the small tmpfs")? == 0, "a half-written file was left behind");
     vm.becomes("running")?;
     vm.goes_on()

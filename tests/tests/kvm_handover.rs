@@ -169,14 +169,12 @@ fn the_downtime_reported_is_the_one_seen_from_outside() -> anyhow::Result<()> {
     for mode in [CprMode::CprTransfer, CprMode::CprExec] {
         let target = if mode == CprMode::CprTransfer { Some(host.target()?) } else { None };
         let watcher = Watcher::start(vm.ram.clone());
-        match target {
+        let outcome = match target {
             Some(target) => vm.transfer_into(target)?,
             None => vm.exec()?,
         };
         let seen = watcher.finish()?.longest;
-        let report = vm.ask("x-cpr-report")?;
-        let reported = report["downtime-us"].as_u64().with_context(|| format!("no downtime in {report}"))?;
-        let reported = Duration::from_micros(reported);
+        let reported = outcome.downtime().with_context(|| format!("no downtime in {}", outcome.facts))?;
         // From outside it is longer by the watcher's step, by the kick of the vCPU, and by what the host does meanwhile.
         ensure!(
             seen + Duration::from_millis(1) >= reported && seen <= reported * 2 + Duration::from_millis(20),
@@ -186,14 +184,28 @@ fn the_downtime_reported_is_the_one_seen_from_outside() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads what the console sends until it has sent `lines` more lines.
-fn read_lines(client: &mut UnixStream, text: &mut Vec<u8>, lines: usize) -> anyhow::Result<()> {
-    let wanted = text.iter().filter(|&&b| b == b'\n').count() + lines;
+/// What a console sends back of what was sent to it: bytes that are no hexadecimal digits.
+fn is_echo(byte: u8) -> bool {
+    byte.is_ascii_lowercase() && byte > b'f'
+}
+
+/// Reads what the console sends until it has sent back so many bytes in all, and so many lines more.
+fn read_console(
+    client: &mut UnixStream,
+    text: &mut Vec<u8>,
+    echoes: usize,
+    lines: usize,
+) -> anyhow::Result<()> {
     let mut buffer = [0; 4096];
-    while text.iter().filter(|&&b| b == b'\n').count() < wanted {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let count = |text: &[u8], what: fn(u8) -> bool| text.iter().filter(|&&byte| what(byte)).count();
+    let is_end: fn(u8) -> bool = |byte| byte == b'\n';
+    let wanted = count(text, is_end) + lines;
+    while count(text, is_echo) < echoes || count(text, is_end) < wanted {
         let read = client.read(&mut buffer).context("reading the console")?;
         ensure!(read > 0, "the console's client was disconnected");
         text.extend_from_slice(&buffer[..read]);
+        ensure!(Instant::now() < deadline, "{} of {echoes} bytes came back", count(text, is_echo));
     }
     Ok(())
 }
@@ -207,7 +219,7 @@ fn the_console_loses_and_repeats_no_byte_and_its_client_stays() -> anyhow::Resul
     client.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut text = Vec::new();
     let mut sent = Vec::new();
-    read_lines(&mut client, &mut text, 10)?;
+    read_console(&mut client, &mut text, 0, 10)?;
     for mode in [CprMode::CprTransfer, CprMode::CprExec, CprMode::CprTransfer] {
         // Input that is on its way when the guest stops arrives in the target.
         let round = u8::try_from(sent.len() / 40)?;
@@ -215,17 +227,18 @@ fn the_console_loses_and_repeats_no_byte_and_its_client_stays() -> anyhow::Resul
         client.write_all(&input).context("writing to the console")?;
         sent.extend_from_slice(&input);
         vm.handover(mode)?;
-        read_lines(&mut client, &mut text, 200).with_context(|| format!("after {mode}"))?;
+        read_console(&mut client, &mut text, sent.len(), 200).with_context(|| format!("after {mode}"))?;
     }
     // Lines are hexadecimal digits; what was sent in is not, and comes back between them.
-    let echoed: Vec<u8> = text.iter().copied().filter(|b| b.is_ascii_lowercase() && *b > b'f').collect();
+    let echoed: Vec<u8> = text.iter().copied().filter(|&byte| is_echo(byte)).collect();
     let printable = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     ensure!(echoed == sent, "sent {}, and {} came back", printable(&sent), printable(&echoed));
-    text.retain(|b| !(b.is_ascii_lowercase() && *b > b'f'));
+    text.retain(|&byte| !is_echo(byte));
     let text = String::from_utf8(text).context("the console's output is not text")?;
-    let mut lines = text.lines().skip(1).map(|line| u32::from_str_radix(line, 16));
+    let whole = text.rfind('\n').unwrap_or_default();
+    let mut lines = text[..whole].lines().skip(1).map(|line| u32::from_str_radix(line, 16));
     let mut number = lines.next().context("no line")?.context("the first line is no number")?;
-    for line in lines.take(600) {
+    for line in lines {
         number += 1;
         ensure!(line == Ok(number), "the console wrote {line:x?}, expected {number:08x}");
     }

@@ -129,6 +129,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The downtime that it reports.
+    pub fn downtime(&self) -> Option<Duration> {
+        self.facts["report"]["downtime-us"].as_u64().map(Duration::from_micros)
+    }
+
     /// Fails unless it ended with this code.
     pub fn must_be(self, code: i32) -> anyhow::Result<Self> {
         ensure!(
