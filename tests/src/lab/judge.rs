@@ -80,7 +80,7 @@ fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
     if step.gap() > allowed {
         wrong.push(format!(
             "{name}: a heartbeat was missed for {:.0} ms, allowed are {allowed:.0} ms",
-            step.gap
+            step.gap()
         ));
     }
     if step.late > allowed {
