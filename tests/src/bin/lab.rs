@@ -113,7 +113,11 @@ fn figures(report: &Report, directory: &Path) {
     if let Some(status) = &report.status {
         println!(
             "  guest: {}, {}, memory passes {}, register passes {}, kernel messages of trouble {}",
-            status.clocksource, status.memory.passes, status.registers.passes, status.kernel_messages
+            status.clocksource,
+            status.clockevent,
+            status.memory.passes,
+            status.registers.passes,
+            status.kernel_messages
         );
     }
     println!("  kept: {}", directory.display());
