@@ -50,11 +50,11 @@ fn answer(watch: &Watch, command: &str) -> String {
 }
 
 fn status(watch: &Watch) -> Status {
-    let clocksource = fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource");
     Status {
         monotonic: monotonic(),
         realtime: nanoseconds(ClockId::CLOCK_REALTIME),
-        clocksource: clocksource.unwrap_or_default().trim().to_owned(),
+        clocksource: sysfs("clocksource/clocksource0/current_clocksource"),
+        clockevent: sysfs("clockevents/clockevent0/current_device"),
         heartbeats: watch.heartbeats.iter().map(crate::heartbeat::Beats::report).collect(),
         clocks: watch.clocks.report(),
         memory: watch.memory.report(),
@@ -62,4 +62,9 @@ fn status(watch: &Watch) -> Status {
         timer: watch.timer.report(),
         kernel_messages: watch.kernel_messages.count(),
     }
+}
+
+fn sysfs(device: &str) -> String {
+    let content = fs::read_to_string(format!("/sys/devices/system/{device}"));
+    content.unwrap_or_default().trim().to_owned()
 }

@@ -11,6 +11,8 @@ pub struct Status {
     pub realtime: u64,
     /// The kernel's current clock source.
     pub clocksource: String,
+    /// What wakes CPU 0: `lapic-deadline`, `lapic`, …
+    pub clockevent: String,
     /// One heartbeat for each CPU.
     pub heartbeats: Vec<Heartbeat>,
     /// Steps back of each clock.

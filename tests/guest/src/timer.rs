@@ -49,14 +49,16 @@ pub fn run(watch: &TimerWatch) {
     }
     let mut fired = 0;
     let mut count = [0; 8];
-    while nix::unistd::read(&timer, &mut count) == Ok(count.len()) {
+    loop {
+        let before = monotonic();
+        if nix::unistd::read(&timer, &mut count) != Ok(count.len()) {
+            return;
+        }
         let next = start + (fired + 1) * period;
         fired += u64::from_ne_bytes(count);
-        let now = monotonic();
-        watch.late.fetch_max(now.saturating_sub(next), SeqCst);
+        watch.late.fetch_max(monotonic().saturating_sub(next), SeqCst);
         watch.fired.store(fired, SeqCst);
-        // One may fall due between the timer's own count and this reading of the clock.
-        let due = (now - start) / period;
-        watch.missing.fetch_max(due.saturating_sub(fired + 1), SeqCst);
+        // What was due before the count was read must be in it.
+        watch.missing.fetch_max(((before - start) / period).saturating_sub(fired), SeqCst);
     }
 }

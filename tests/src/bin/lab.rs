@@ -95,11 +95,11 @@ fn figures(report: &Report, directory: &Path) {
     for step in &report.steps {
         let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
         println!(
-            "  {:<16} downtime {:>8} ms  total {:>8} ms  longest gap {:>8.1} ms  timer late {:>8.1} ms  drift {:+.1} ms  descriptors {}",
+            "  {:<16} downtime {:>8} ms  total {:>8} ms  longest gaps {} ms  timer late {:>8.1} ms  drift {:+.1} ms  descriptors {}",
             step.step,
             time(step.downtime),
             time(step.total),
-            step.gap,
+            step.gaps.iter().map(|gap| format!("{gap:>7.1}")).collect::<Vec<_>>().join(" "),
             step.late,
             step.drift,
             step.descriptors.map_or_else(|| "-".to_owned(), |count| count.to_string()),
@@ -112,8 +112,12 @@ fn figures(report: &Report, directory: &Path) {
     );
     if let Some(status) = &report.status {
         println!(
-            "  guest: {}, memory passes {}, register passes {}, kernel messages of trouble {}",
-            status.clocksource, status.memory.passes, status.registers.passes, status.kernel_messages
+            "  guest: {}, {}, memory passes {}, register passes {}, kernel messages of trouble {}",
+            status.clocksource,
+            status.clockevent,
+            status.memory.passes,
+            status.registers.passes,
+            status.kernel_messages
         );
     }
     println!("  kept: {}", directory.display());

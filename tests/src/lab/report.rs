@@ -37,8 +37,8 @@ pub struct StepReport {
     pub total: Option<f64>,
     /// How long the guest was paused on purpose.
     pub paused: f64,
-    /// The longest gap between two heartbeats of one CPU, by the guest's clock.
-    pub gap: f64,
+    /// The longest gap between two heartbeats of each CPU, by the guest's clock.
+    pub gaps: Vec<f64>,
     /// The longest time from an expiration of the guest's timer to its thread seeing it.
     pub late: f64,
     /// How much more (or less) the guest's monotonic clock went on than the host's, beyond what the reading itself takes.
@@ -49,6 +49,13 @@ pub struct StepReport {
     pub disconnects: u64,
     /// Open descriptors of the process that owns the guest.
     pub descriptors: Option<u64>,
+}
+
+impl StepReport {
+    /// The longest gap between two heartbeats of any CPU.
+    pub fn gap(&self) -> f64 {
+        self.gaps.iter().copied().fold(0.0, f64::max)
+    }
 }
 
 /// What was seen in one run of a scenario.

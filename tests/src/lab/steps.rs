@@ -78,7 +78,7 @@ impl Run<'_> {
                 "{:<16} downtime {} gap {:7.1} ms drift {:+.1} ms",
                 report.step,
                 report.downtime.map_or("       -   ".into(), |ms| format!("{ms:7.1} ms")),
-                report.gap,
+                report.gap(),
                 report.drift
             );
             self.report.steps.push(report);
@@ -127,13 +127,12 @@ impl Run<'_> {
             thread::sleep(SETTLE);
         }
         let after = self.console.status()?;
-        let gap = after.status.heartbeats.iter().map(|heartbeat| heartbeat.gap).max().unwrap_or(0);
         let report = StepReport {
             step: step.to_string(),
             downtime: handed_over.and_then(|done| done.downtime),
             total: handed_over.map(|done| done.total),
             paused: milliseconds(paused),
-            gap: gap as f64 / 1e6,
+            gaps: after.status.heartbeats.iter().map(|heartbeat| heartbeat.gap as f64 / 1e6).collect(),
             late: after.status.timer.late as f64 / 1e6,
             drift: drift(&before, &after, paused, |reading| reading.status.monotonic),
             wall_drift: drift(&before, &after, paused, |reading| reading.status.realtime),
