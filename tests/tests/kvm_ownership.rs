@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use vmm_core::cpr::transfer::message::{Message, Running, State};
+use vmm_core::monitor::client::Client;
 
 cpr_tests::tests!(
     Tier::Kvm,
@@ -26,22 +27,19 @@ fn boot(host: &Host) -> anyhow::Result<Vm<'_>> {
     Vm::boot(host, Spec::new(Guest::new(Work::Heartbeat, Mode::Long), 2))
 }
 
-/// The guest is gone, and the source, if it lives, does not run it.
-fn is_gone(vm: &mut Vm<'_>) -> anyhow::Result<()> {
+/// The guest is gone, and the source, whose monitor's client `source` is, does not run it.
+fn is_gone(vm: &Vm<'_>, source: &mut Client) -> anyhow::Result<()> {
     vm.stands_still()?;
     vm.ram.check(2)?;
-    if vm.process.is_running()
-        && let Ok(mut monitor) = vm.monitor()
-    {
-        let refused = monitor.execute("cont", &json!({}));
-        ensure!(refused.is_err(), "the source went on with a guest that was claimed: {refused:?}");
-    }
+    let refused = source.execute("cont", &json!({}));
+    ensure!(refused.is_err(), "the source went on with a guest that was claimed: {refused:?}");
     vm.stands_still()
 }
 
 fn a_target_killed_after_its_claim_takes_the_guest_with_it() -> anyhow::Result<()> {
     let host = Host::new()?;
-    let mut vm = boot(&host)?;
+    let vm = boot(&host)?;
+    let mut source = vm.monitor()?;
     let target = host.target()?;
     let pid = target.process.pid();
     let proxy = Proxy::start(host.fresh("proxy"), &target.socket, move |crossing| {
@@ -54,7 +52,7 @@ fn a_target_killed_after_its_claim_takes_the_guest_with_it() -> anyhow::Result<(
     })?;
     let outcome = vm.save("transfer", &["--to", &format!("unix:{}", proxy.socket.display()), "--keep"])?;
     ensure!(matches!(outcome.code, 0 | 4), "cpr-save ended with {}: {}", outcome.code, outcome.facts);
-    is_gone(&mut vm)
+    is_gone(&vm, &mut source)
 }
 
 fn a_claim_that_nobody_heard_of_still_counts() -> anyhow::Result<()> {
@@ -106,6 +104,7 @@ fn seed() -> u64 {
 
 /// Hands a guest over, kills one side on the way, sees that what is left is right, and gives a guest for the next round.
 fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::Result<Vm<'h>> {
+    let mut source = vm.monitor()?;
     let mut target = host.target()?;
     let kill_source = random.below(2) == 0;
     let victim = if kill_source { vm.process.pid() } else { target.process.pid() };
@@ -151,7 +150,7 @@ fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::
         return Ok(vm);
     }
     ensure!(matches!(outcome.code, 0 | 4), "cpr-save ended with {}: {}", outcome.code, outcome.facts);
-    is_gone(&mut vm)?;
+    is_gone(&vm, &mut source)?;
     boot(host)
 }
 
