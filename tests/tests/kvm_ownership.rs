@@ -91,9 +91,17 @@ fn either_side_killed_at_a_random_moment_leaves_one_owner_or_none() -> anyhow::R
     let mut random = Random(seed | 1);
     let host = Host::new()?;
     let mut vm = boot(&host)?;
+    let mut fates = [0; 3];
     for round in 0..rounds {
-        vm = kill_one(&host, vm, &mut random).with_context(|| format!("round {round} of seed {seed}"))?;
+        let (next, fate) =
+            kill_one(&host, vm, &mut random).with_context(|| format!("round {round} of seed {seed}"))?;
+        vm = next;
+        fates[fate as usize] += 1;
     }
+    let [stayed, moved, died] = fates;
+    println!(
+        "note: of {rounds} guests {stayed} stayed in the source, {moved} moved, {died} died with their process"
+    );
     Ok(())
 }
 
@@ -102,8 +110,16 @@ fn seed() -> u64 {
     now.map_or(1, |now| now.as_nanos() as u64)
 }
 
+/// Where a guest was after one side was killed.
+#[derive(Clone, Copy)]
+enum Fate {
+    Stayed,
+    Moved,
+    Died,
+}
+
 /// Hands a guest over, kills one side on the way, sees that what is left is right, and gives a guest for the next round.
-fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::Result<Vm<'h>> {
+fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::Result<(Vm<'h>, Fate)> {
     let mut source = vm.monitor()?;
     let mut target = host.target()?;
     let kill_source = random.below(2) == 0;
@@ -138,20 +154,20 @@ fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::
             vm.process = target.process;
             vm.becomes("running")?;
             vm.goes_on()?;
-            return Ok(vm);
+            return Ok((vm, Fate::Moved));
         }
         vm.stands_still()?;
-        return boot(host);
+        return Ok((boot(host)?, Fate::Died));
     }
     target.process.wait(Duration::from_secs(10)).context("the target that was killed")?;
     if outcome.code == 1 {
         vm.becomes("running")?;
         vm.goes_on()?;
-        return Ok(vm);
+        return Ok((vm, Fate::Stayed));
     }
     ensure!(matches!(outcome.code, 0 | 4), "cpr-save ended with {}: {}", outcome.code, outcome.facts);
     is_gone(&vm, &mut source)?;
-    boot(host)
+    Ok((boot(host)?, Fate::Died))
 }
 
 /// Whether the guest counts within a while.
