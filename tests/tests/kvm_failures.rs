@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use cpr_tests::guests::{Guest, Mode};
-use cpr_tests::harness::host::{Host, Outcome};
+use cpr_tests::harness::host::{Host, Outcome, binary};
 use cpr_tests::harness::proxy::{Action, Crossing, Moment, Proxy, Side};
 use cpr_tests::harness::runner::{Skipped, Tier};
 use cpr_tests::harness::vm::{Spec, Vm};
@@ -39,6 +39,7 @@ cpr_tests::tests!(
     an_exec_of_a_command_that_exits_at_once_fails,
     an_exec_of_a_command_that_hangs_fails,
     an_exec_of_a_command_that_cannot_read_the_format_fails,
+    an_exec_whose_new_binary_cannot_load_after_all_comes_back_to_the_old_one,
 );
 
 fn boot(host: &Host) -> anyhow::Result<Vm<'_>> {
@@ -436,4 +437,18 @@ fn an_exec_of_a_command_that_cannot_read_the_format_fails() -> anyhow::Result<()
     let scripts = Host::new()?;
     let old = script(&scripts, "echo 'unknown format' >&2\nexit 1")?;
     exec_fails(&[&old], &old)
+}
+
+fn an_exec_whose_new_binary_cannot_load_after_all_comes_back_to_the_old_one() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host)?;
+    // It answers the probe like any other, and lacks a feature when it comes to it.
+    let load = binary("cpr-load")?;
+    let load = load.display();
+    let turncoat = script(
+        &host,
+        &format!("case \"$*\" in *exec:*) exec {load} \"$@\" --set cpu.mask=sse3;; esac\nexec {load} \"$@\""),
+    )?;
+    vm.save("exec", &["--", &turncoat])?.must_say(1, "sse3")?;
+    as_if_nothing_had_happened(&mut vm)
 }

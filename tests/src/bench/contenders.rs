@@ -36,7 +36,7 @@ pub trait Contender {
     /// Hands over; returns when the guest runs again.
     fn hand_over(&mut self) -> anyhow::Result<()>;
     /// The downtime that the product itself reports.
-    fn reported(&mut self) -> anyhow::Result<Option<Duration>>;
+    fn reported(&self) -> Option<Duration>;
 }
 
 /// Watches the guest while something is done, and until it counts after that.
@@ -58,13 +58,15 @@ pub struct Ours<'h> {
     memory_mib: u64,
     vm: Vm<'h>,
     target: Option<Target>,
+    reported: Option<Duration>,
 }
 
 impl<'h> Ours<'h> {
     /// Boots it, touches its RAM and pauses it.
     pub fn boot(host: &'h Host, mode: Mode, memory_mib: u64) -> anyhow::Result<Self> {
         let spec = Spec { memory_mib, ram_file: mode == Mode::CprReboot, ..Spec::new(GUEST, 1) };
-        let mut this = Self { host, mode, memory_mib, vm: Vm::boot(host, spec)?, target: None };
+        let mut this =
+            Self { host, mode, memory_mib, vm: Vm::boot(host, spec)?, target: None, reported: None };
         this.vm.ram.touch(USED, memory_mib << 20)?;
         this.pause()?;
         Ok(this)
@@ -96,14 +98,16 @@ impl Contender for Ours<'_> {
     }
 
     fn hand_over(&mut self) -> anyhow::Result<()> {
-        match self.target.take() {
-            Some(target) => self.vm.transfer_into(target).map(drop),
-            None => self.vm.handover(self.mode).map(drop),
-        }
+        let outcome = match self.target.take() {
+            Some(target) => self.vm.transfer_into(target)?,
+            None => self.vm.handover(self.mode)?,
+        };
+        self.reported = outcome.downtime();
+        Ok(())
     }
 
-    fn reported(&mut self) -> anyhow::Result<Option<Duration>> {
-        Ok(self.vm.ask("x-cpr-report")?["downtime-us"].as_u64().map(Duration::from_micros))
+    fn reported(&self) -> Option<Duration> {
+        self.reported
     }
 }
 
@@ -164,7 +168,7 @@ impl Contender for Theirs {
         }
     }
 
-    fn reported(&mut self) -> anyhow::Result<Option<Duration>> {
-        Ok(None)
+    fn reported(&self) -> Option<Duration> {
+        None
     }
 }

@@ -133,7 +133,7 @@ fn measure(contender: &mut dyn Contender) -> anyhow::Result<Sample> {
     contender.prepare()?;
     std::thread::sleep(Duration::from_millis(100));
     let seen = watch(contender, |contender| contender.hand_over())?;
-    let reported = contender.reported()?;
+    let reported = contender.reported();
     contender.pause()?;
     Ok(Sample { seen: seen.longest, noise: noise.longest, blind: seen.blind, reported })
 }

@@ -45,6 +45,7 @@ impl Spec {
 pub struct Vm<'h> {
     host: &'h Host,
     spec: Spec,
+    ram_file: Option<PathBuf>,
     /// Its name.
     pub name: String,
     /// The process that has it.
@@ -73,7 +74,7 @@ impl<'h> Vm<'h> {
         }
         let mut process = host.load(arguments)?;
         let ram = Arc::new(find_ram(&mut process, ram_file.as_ref(), spec.memory_mib << 20)?);
-        let vm = Self { host, spec, name, process, ram };
+        let vm = Self { host, spec, ram_file, name, process, ram };
         vm.goes_on().with_context(|| format!("{} printed: {}", vm.process.name(), vm.process.log()))?;
         Ok(vm)
     }
@@ -88,6 +89,11 @@ impl<'h> Vm<'h> {
             self.ram.wait_for("its count of ticks", self.spec.cpus, 2, Ram::ticks)?;
         }
         self.ram.check(self.spec.cpus)
+    }
+
+    /// The file that is its RAM, if its RAM is a file.
+    pub fn ram_file(&self) -> Option<PathBuf> {
+        self.ram_file.clone()
     }
 
     /// Fails unless it stands still.
