@@ -135,7 +135,7 @@ fn measure(contender: &mut dyn Contender) -> anyhow::Result<Sample> {
     let seen = watch(contender, |contender| contender.hand_over())?;
     let reported = contender.reported();
     contender.pause()?;
-    Ok(Sample { seen: seen.longest, noise: noise.longest, blind: seen.blind, reported })
+    Ok(Sample { seen: seen.longest, noise: noise.longest, reported })
 }
 
 fn ratios(results: &[Results], options: &Downtime) -> Vec<(String, f64)> {

@@ -30,8 +30,6 @@ pub struct Sample {
     pub seen: Duration,
     /// The longest stand-still seen just before, with no handover.
     pub noise: Duration,
-    /// The longest time between two looks of the watcher.
-    pub blind: Duration,
     /// What the product itself reports.
     pub reported: Option<Duration>,
 }
@@ -79,8 +77,8 @@ impl Results {
     /// The heading of the lines that `Display` gives.
     pub fn header() -> String {
         format!(
-            "{:<30} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8}",
-            "", "median", "min", "max", "reported", "noise", "blind"
+            "{:<30} {:>8} {:>8} {:>8} {:>9} {:>8}",
+            "", "median", "min", "max", "reported", "noise"
         )
     }
 
@@ -97,7 +95,6 @@ impl Results {
             "max-us": samples.iter().max(),
             "reported-median-us": self.reported().map(us),
             "noise-median-us": us(median(self.samples.iter().map(|s| s.noise))),
-            "blind-median-us": us(median(self.samples.iter().map(|s| s.blind))),
             "samples-us": samples,
         })
     }
@@ -118,7 +115,6 @@ impl fmt::Display for Results {
             Some(reported) => write!(f, " {:>9.2}", ms(reported))?,
             None => write!(f, " {:>9}", "-")?,
         }
-        let (noise, blind) = (self.samples.iter().map(|s| s.noise), self.samples.iter().map(|s| s.blind));
-        write!(f, " {:>8.2} {:>8.2}", ms(median(noise)), ms(median(blind)))
+        write!(f, " {:>8.2}", ms(median(self.samples.iter().map(|s| s.noise))))
     }
 }

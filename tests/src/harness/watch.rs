@@ -1,14 +1,16 @@
 //! A running guest seen from outside: its heartbeats, its errors, and how long it stood still.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 
 use super::ram::Ram;
 use crate::guests::layout;
+
+/// How often the guest's time-stamp counter is looked at.
+const LOOKS: usize = 101;
 
 /// What a guest's error word says is wrong.
 const ERRORS: [&str; 10] = [
@@ -120,68 +122,65 @@ impl Ram {
 /// What a watcher saw.
 #[derive(Debug, Clone, Copy)]
 pub struct Stillness {
-    /// The longest time without a heartbeat of any vCPU watched.
+    /// The longest time without a heartbeat of the guest's first vCPU.
     pub longest: Duration,
-    /// The longest time between two looks: a stand-still is known no finer than this.
-    pub blind: Duration,
     /// Heartbeats counted meanwhile.
     pub beats: u64,
 }
 
 /// Watches the heartbeat of a guest's first vCPU until it is asked.
 ///
-/// It looks every [`Watcher::STEP`], sleeping in between: a watcher that spins would take a processor from the
-/// guest and from the handover. Where it may (as root), it runs ahead of all else, so that it is not kept from looking.
-/// What is seen is right to a step on the average, whatever stands still.
+/// Nothing that polls the RAM sees finely enough: on a machine with few processors it takes one from the guest and from
+/// the handover, and it is itself kept from looking by the kernel for milliseconds. So the guest writes down the
+/// longest step of its time-stamp counter between two beats, and what is watched from outside is whether that counter
+/// itself stood still: by how much it lags behind the host's more after than before. The sum is how long the guest
+/// stood still by the host's clock, to a beat (some microseconds), whether its time went on (as here) or stood (QEMU).
 #[derive(Debug)]
 pub struct Watcher {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Stillness>,
+    ram: Arc<Ram>,
+    started: (Instant, u64),
+    first: u64,
+    lag: u64,
 }
 
 impl Watcher {
-    /// The time between two looks.
-    pub const STEP: Duration = Duration::from_micros(50);
-
     /// Begins to watch.
     pub fn start(ram: Arc<Ram>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::spawn({
-            let stop = stop.clone();
-            move || watch(&ram, &stop)
-        });
-        Self { stop, thread }
+        let (started, first, lag) = ((Instant::now(), host_tsc()), ram.count(0), ram.lag());
+        ram.u64(layout::area(0) + layout::GAP).store(0, Ordering::Relaxed);
+        Self { ram, started, first, lag }
     }
 
-    /// Ends, and says what was seen.
+    /// Waits until the guest counts, ends, and says what was seen.
     pub fn finish(self) -> anyhow::Result<Stillness> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))
+        let Self { ram, started: (then, then_tsc), first, lag } = self;
+        ram.wait_for_heartbeat(1)?;
+        let gap = ram.u64(layout::area(0) + layout::GAP).load(Ordering::Relaxed);
+        let stood = ram.lag().wrapping_sub(lag).cast_signed().max(0).cast_unsigned();
+        let ticks = host_tsc().saturating_sub(then_tsc).max(1);
+        let longest = then.elapsed().mul_f64(gap.saturating_add(stood) as f64 / ticks as f64);
+        Ok(Stillness { longest, beats: ram.count(0) - first })
     }
 }
 
-fn watch(ram: &Ram, stop: &AtomicBool) -> Stillness {
-    // SAFETY: both are requests about this thread alone: exact sleeps instead of the default slack of 50 us, and the
-    // lowest real-time priority, which may be refused.
-    unsafe {
-        libc::prctl(libc::PR_SET_TIMERSLACK, 1_usize, 0_usize, 0_usize, 0_usize);
-        libc::sched_setscheduler(0, libc::SCHED_FIFO, &libc::sched_param { sched_priority: 1 });
+impl Ram {
+    /// By how many ticks the time-stamp counter that the first vCPU wrote last is behind the host's: the median of many
+    /// looks, for a look may come late, or between the two halves of what is written.
+    fn lag(&self) -> u64 {
+        let tsc = self.u64(layout::area(0) + layout::TSC);
+        let mut lags: Vec<i64> = (0..LOOKS)
+            .map(|_| {
+                std::thread::sleep(Duration::from_micros(20));
+                host_tsc().wrapping_sub(tsc.load(Ordering::Relaxed)).cast_signed()
+            })
+            .collect();
+        lags.sort_unstable();
+        lags[LOOKS / 2].cast_unsigned()
     }
-    let first = ram.count(0);
-    let (mut count, mut beat_at) = (first, Instant::now());
-    let mut looked_at = beat_at;
-    let mut seen = Stillness { longest: Duration::ZERO, blind: Duration::ZERO, beats: 0 };
-    while !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(Watcher::STEP);
-        let (now_count, now) = (ram.count(0), Instant::now());
-        seen.blind = seen.blind.max(now - looked_at);
-        looked_at = now;
-        if now_count != count {
-            seen.longest = seen.longest.max(now - beat_at);
-            (count, beat_at) = (now_count, now);
-        }
-    }
-    seen.longest = seen.longest.max(beat_at.elapsed());
-    seen.beats = count - first;
-    seen
+}
+
+/// The host's time-stamp counter.
+fn host_tsc() -> u64 {
+    // SAFETY: every x86-64 processor has RDTSC, and Linux lets user mode run it.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }
