@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::process::Process;
 
 /// The longest that a command may take.
-const COMMAND: Duration = Duration::from_secs(60);
+const COMMAND: Duration = Duration::from_mins(1);
 
 /// A directory on a RAM disk that everything in a test lives in.
 #[derive(Debug)]
@@ -158,13 +158,12 @@ impl Outcome {
 /// Where a command of this workspace was built: what `CPR_LOAD` or `CPR_SAVE` names, or beside this program.
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let variable = name.to_uppercase().replace('-', "_");
-    let path = match std::env::var_os(&variable) {
-        Some(path) => PathBuf::from(path),
-        None => {
-            let this = std::env::current_exe().context("finding this program")?;
-            let beside = this.ancestors().skip(1).find(|d| !d.ends_with("deps")).map(|d| d.join(name));
-            beside.context("this program is in no directory")?
-        }
+    let path = if let Some(path) = std::env::var_os(&variable) {
+        PathBuf::from(path)
+    } else {
+        let this = std::env::current_exe().context("finding this program")?;
+        let directory = this.ancestors().skip(1).find(|directory| !directory.ends_with("deps"));
+        directory.context("this program is in no directory")?.join(name)
     };
     ensure!(
         path.is_file(),

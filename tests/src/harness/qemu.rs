@@ -65,6 +65,11 @@ impl Qemu {
         self.process.memfd("memory-backend-memfd")
     }
 
+    /// The path of a second monitor.
+    pub fn second_monitor(&self) -> PathBuf {
+        second(&monitor_path(&self.directory, self.generation))
+    }
+
     /// Executes a command.
     pub fn execute(&mut self, command: &str, arguments: &Value) -> anyhow::Result<Value> {
         Ok(self.monitor.execute(command, arguments)?)
@@ -150,6 +155,10 @@ fn monitor_path(directory: &Path, generation: u32) -> PathBuf {
     directory.join(format!("qemu-{generation}.sock"))
 }
 
+fn second(monitor: &Path) -> PathBuf {
+    monitor.with_extension("second")
+}
+
 fn arguments(config: &Config, directory: &Path, generation: u32) -> Vec<String> {
     let Config { rom, accelerator, cpus, memory_mib } = config;
     let monitor = monitor_path(directory, generation);
@@ -157,7 +166,9 @@ fn arguments(config: &Config, directory: &Path, generation: u32) -> Vec<String> 
         "-nodefaults -display none -cpu max -machine q35,aux-ram-share=on,memory-backend=ram".into(),
         format!("-accel {accelerator} -smp {cpus} -m {memory_mib}M -bios {}", rom.display()),
         format!("-object memory-backend-memfd,id=ram,size={memory_mib}M,share=on"),
+        // A QEMU monitor has one client at a time.
         format!("-qmp unix:{},server=on,wait=off", monitor.display()),
+        format!("-qmp unix:{},server=on,wait=off", second(&monitor).display()),
     ]
     .iter()
     .flat_map(|words: &String| words.split(' ').map(str::to_owned))
