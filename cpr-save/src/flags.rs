@@ -70,7 +70,7 @@ VM is a guest's name (its socket is NAME.sock in $XDG_RUNTIME_DIR/cpr or /run/cp
 Examples:
   cpr-save transfer web --to unix:/run/cpr/web-next
   cpr-save exec web
-  cpr-save exec web -- /opt/cpr/bin/cpr-load resume
+  cpr-save exec web -- /opt/cpr/bin/cpr-load
   cpr-save reboot web --to file:/var/lib/cpr/web.state
   cpr-save check web --mode reboot --to file:/var/lib/cpr/web.state
   cpr-save status web --json
@@ -108,9 +108,7 @@ enum Verb {
         keep: bool,
     },
     /// Replace the VMM's binary in place: same process, same guest
-    #[command(
-        after_help = "Examples:\n  cpr-save exec web\n  cpr-save exec web -- /opt/cpr/bin/cpr-load resume"
-    )]
+    #[command(after_help = "Examples:\n  cpr-save exec web\n  cpr-save exec web -- /opt/cpr/bin/cpr-load")]
     Exec {
         #[command(flatten)]
         vm: Vm,

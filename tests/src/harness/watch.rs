@@ -119,44 +119,13 @@ impl Ram {
     }
 }
 
-/// A time without a heartbeat.
-#[derive(Debug, Clone, Copy)]
-pub struct Gap {
-    /// When the last heartbeat before it was seen.
-    pub from: Instant,
-    /// When the first heartbeat after it was seen.
-    pub to: Instant,
-}
-
-impl Gap {
-    /// How long it was.
-    pub fn length(&self) -> Duration {
-        self.to - self.from
-    }
-}
-
 /// What a watcher saw.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Stillness {
-    /// The times without a heartbeat, in order; those shorter than [`Watcher::SHORTEST`] are left out.
-    pub gaps: Vec<Gap>,
-    /// The longest time between two looks: a gap is known no finer than this.
-    pub blind: Duration,
+    /// The longest time without a heartbeat of the guest's first vCPU.
+    pub longest: Duration,
     /// Heartbeats counted meanwhile.
     pub beats: u64,
-}
-
-impl Stillness {
-    /// The longest gap of all.
-    pub fn longest(&self) -> Duration {
-        self.gaps.iter().map(Gap::length).max().unwrap_or(Watcher::SHORTEST)
-    }
-
-    /// The longest gap that touches a stretch of time.
-    pub fn longest_within(&self, from: Instant, to: Instant) -> Duration {
-        let touching = self.gaps.iter().filter(|gap| gap.from <= to && gap.to >= from);
-        touching.map(Gap::length).max().unwrap_or(Watcher::SHORTEST)
-    }
 }
 
 /// Watches the heartbeat of a guest's first vCPU until it is asked.
@@ -175,12 +144,6 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// The time between two looks.
-    pub const STEP: Duration = Duration::from_micros(50);
-
-    /// Gaps shorter than this are not told from the watcher's own step.
-    pub const SHORTEST: Duration = Duration::from_micros(200);
-
     /// Begins to watch.
     pub fn start(ram: Arc<Ram>) -> Self {
         let (started, first, lag) = ((Instant::now(), host_tsc()), ram.count(0), ram.lag());
@@ -214,26 +177,10 @@ impl Ram {
         lags.sort_unstable();
         lags[LOOKS / 2].cast_unsigned()
     }
-    let first = ram.count(0);
-    let (mut count, mut beat_at) = (first, Instant::now());
-    let mut looked_at = beat_at;
-    let mut seen = Stillness { gaps: Vec::new(), blind: Duration::ZERO, beats: 0 };
-    let note = |gaps: &mut Vec<Gap>, gap: Gap| {
-        if gap.length() >= Watcher::SHORTEST {
-            gaps.push(gap);
-        }
-    };
-    while !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(Watcher::STEP);
-        let (now_count, now) = (ram.count(0), Instant::now());
-        seen.blind = seen.blind.max(now - looked_at);
-        looked_at = now;
-        if now_count != count {
-            note(&mut seen.gaps, Gap { from: beat_at, to: now });
-            (count, beat_at) = (now_count, now);
-        }
-    }
-    note(&mut seen.gaps, Gap { from: beat_at, to: Instant::now() });
-    seen.beats = count - first;
-    seen
+}
+
+/// The host's time-stamp counter.
+fn host_tsc() -> u64 {
+    // SAFETY: every x86-64 processor has RDTSC, and Linux lets user mode run it.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }

@@ -1,7 +1,9 @@
 //! A machine for a guest that comes from elsewhere.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::background::in_background;
 use super::build::{self, Parts};
 use super::events::EventSink;
 use super::run_state::RunState;
@@ -26,7 +28,13 @@ pub struct Overrides {
     pub paused: bool,
     /// Where the machine's events go.
     pub events: EventSink,
+    /// Asked before a guest from a file is claimed: its owner makes ready for it, or refuses.
+    pub admit: Admit,
 }
+
+/// See [`Overrides::admit`].
+pub type Admit =
+    Arc<dyn Fn(&MachineConfig) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
 
 /// Where RAM and the serial port come from.
 pub enum RamSource<'a> {
@@ -81,7 +89,7 @@ impl Incoming {
         let events = overrides.events.clone();
         let parts = Parts { config, platform: Some(platform), blocks, chardev, events };
         let machine = build::assemble(parts, RunState::Inmigrate)?;
-        let faulted = machine.ram.populate(&AtomicBool::new(false));
+        let faulted = in_background(|| machine.ram.populate(&AtomicBool::new(false)));
         tracing::debug!("faulted in {faulted} bytes of RAM that are in use");
         Ok(Self { machine, paused: overrides.paused })
     }

@@ -5,6 +5,7 @@
 //!    enters the guest only with a [`Claim`](crate::cpr::ownership::Claim).
 //! 3. A [`Machine`] can be stopped and go on; [`Stopped`] is the only thing that can be saved.
 
+mod background;
 mod build;
 mod cold;
 pub mod events;

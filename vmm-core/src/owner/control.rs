@@ -64,6 +64,9 @@ impl Control for Shared {
 
     fn system_reset(&self) -> Result<(), CommandError> {
         self.needs_guest()?.may_reset().map_err(generic)?;
+        if self.handover().cancel.is_some() {
+            return Err(CommandError::generic("a handover is under way; migrate_cancel ends it"));
+        }
         self.inbox.post(Task::Reset { guest: false });
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::control::generic;
-use super::{Guest, Handover, Shared, Task, lock, told};
+use super::{Guest, Handover, Shared, Task, lock, release, told};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::error::{HandoverError, InPhase};
@@ -68,6 +68,11 @@ impl Shared {
                 }
             }
             Some(Destination::Exec) | None => {}
+        }
+        if mode == Mode::CprReboot && !self.capabilities().ignore_shared {
+            let why =
+                "RAM is not copied into the file; set the capability x-ignore-shared: it stays in place";
+            blockers.push(Blocker::new("x-ignore-shared", why));
         }
         if mode == Mode::CprExec {
             let set = self.parameters().cpr_exec_command.clone();
@@ -149,8 +154,9 @@ impl Shared {
     ) -> Result<(), HandoverError> {
         let words = self.parameters().cpr_exec_command.clone();
         let command = ExecCommand::new(&words).in_phase(Phase::Connect)?;
-        probe::probe(guest, &command, limits, cancel, observer, &mut watch)?;
-        self.inbox.post(Task::Depart { command, limits, watch });
+        let asking = cancel.try_clone().in_phase(Phase::Connect)?;
+        probe::probe(guest, &command, limits, asking, observer, &mut watch)?;
+        self.inbox.post(Task::Depart { cancel, command, limits, watch });
         Ok(())
     }
 
@@ -177,9 +183,10 @@ impl Shared {
             if let Guest::Here(machine) = &*guest {
                 machine.devices().serial.hand_over();
                 let (name, uuid) = (machine.config().name.clone(), machine.config().uuid);
-                // Tearing a VM down takes tens of milliseconds: not on the monitor's time.
-                let gone = std::mem::replace(&mut *guest, Guest::Gone { name, uuid, mode });
-                std::thread::spawn(move || drop(gone));
+                if let Guest::Here(machine) = std::mem::replace(&mut *guest, Guest::Gone { name, uuid, mode })
+                {
+                    release::release(machine);
+                }
             }
         }
         self.completed(report);

@@ -10,6 +10,7 @@ use nix::poll::PollFlags;
 
 use super::{Origin, OwnerError};
 use crate::cpr::exec::arrive::{self, Arrived};
+use crate::cpr::exec::state::Settings;
 use crate::cpr::fds::FdTable;
 use crate::cpr::reboot;
 use crate::cpr::report::Report;
@@ -22,7 +23,7 @@ use crate::monitor::server::MonitorState;
 /// How long the source may take to connect to the main channel.
 const MAIN: Duration = Duration::from_secs(30);
 /// A listening target waits for its source for ever, as far as an `Instant` can tell.
-const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const FOR_EVER: Duration = Duration::from_hours(87600);
 
 /// A guest that came in.
 pub struct Guest {
@@ -34,6 +35,8 @@ pub struct Guest {
     pub(super) report: Option<Report>,
     /// Why an exec came back to the old binary.
     pub(super) came_back: Option<String>,
+    /// What the monitor's users had set before an exec.
+    pub(super) settings: Option<Settings>,
 }
 
 /// A listening socket whose file goes away with it.
@@ -90,11 +93,19 @@ pub(super) fn receive(origin: &Origin, overrides: &Overrides) -> Result<Guest, O
         }
         Origin::File(path) => {
             let machine = reboot::load::load(path, overrides)?;
-            Ok(Guest { machine, fds: FdTable::new(), monitor: None, report: None, came_back: None })
+            Ok(Guest {
+                machine,
+                fds: FdTable::new(),
+                monitor: None,
+                report: None,
+                came_back: None,
+                settings: None,
+            })
         }
         Origin::Exec(arrival) => {
-            let Arrived { machine, fds, monitor, report, came_back } = arrive::arrive(*arrival, overrides)?;
-            Ok(Guest { machine, fds, monitor, report: Some(report), came_back })
+            let Arrived { machine, fds, monitor, report, came_back, settings } =
+                arrive::arrive(*arrival, overrides)?;
+            Ok(Guest { machine, fds, monitor, report: Some(report), came_back, settings: Some(settings) })
         }
         Origin::Deferred => Err(OwnerError::NoGuest),
     }
@@ -112,7 +123,7 @@ fn listen(path: &Path, main: Option<&Path>, overrides: &Overrides) -> Result<Gue
 
 fn came_by_transfer(taken: target::Taken) -> Result<Guest, OwnerError> {
     let target::Taken { machine, fds, monitor } = taken;
-    Ok(Guest { machine, fds, monitor, report: None, came_back: None })
+    Ok(Guest { machine, fds, monitor, report: None, came_back: None, settings: None })
 }
 
 fn no_main() -> ProtocolError {

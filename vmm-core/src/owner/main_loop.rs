@@ -12,7 +12,7 @@ use super::{Guest, Options, Origin, OwnerError, Shared, Task, lock};
 use crate::config::MachineConfig;
 use crate::cpr::Mode;
 use crate::cpr::error::HandoverError;
-use crate::cpr::exec::depart;
+use crate::cpr::exec::depart::{self, Departure};
 use crate::cpr::ownership::Claim;
 use crate::cpr::report::Phase;
 use crate::machine::events::MachineEvent;
@@ -20,7 +20,7 @@ use crate::machine::run_state::RunState;
 use crate::machine::{Machine, Overrides};
 use crate::monitor::events::{Event, EventSender};
 use crate::monitor::server::MonitorServer;
-use crate::monitor::{Control, Incoming as IncomingFrom, paths};
+use crate::monitor::{Control, Incoming as IncomingFrom};
 
 /// For what clients are still to be told at the end.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -96,10 +96,20 @@ impl Owner {
     }
 
     fn overrides(&self) -> Overrides {
+        // The guest's own monitor is claimed before the guest is.
+        let shared = Arc::clone(&self.shared);
+        let by_name = self.options.monitor.is_none();
+        let admit = move |config: &MachineConfig| {
+            if by_name {
+                shared.listen_by_name(&config.name)?;
+            }
+            Ok(())
+        };
         Overrides {
             set: self.options.set.clone(),
             paused: self.options.paused,
             events: self.shared.machine_events(),
+            admit: Arc::new(admit),
         }
     }
 
@@ -116,16 +126,10 @@ impl Owner {
 
     /// Listens on the monitor's socket: the one that was asked for, or the one named after the guest.
     fn listen(&self, name: &str) -> Result<(), OwnerError> {
-        let path = match &self.options.monitor {
-            Some(path) => path.clone(),
-            None => paths::make_runtime_dir()
-                .map_err(OwnerError::io(format!(
-                    "making the runtime directory {}",
-                    paths::runtime_dir().display()
-                )))?
-                .join(paths::socket_name(name)),
-        };
-        Ok(self.server().listen(&path)?)
+        match &self.options.monitor {
+            Some(path) => Ok(self.server().listen(path)?),
+            None => self.shared.listen_by_name(name),
+        }
     }
 
     /// Serves a machine that was just entered.
@@ -137,17 +141,25 @@ impl Owner {
     }
 
     fn take_in(&mut self, guest: incoming::Guest) -> Result<(), OwnerError> {
-        let incoming::Guest { machine, mut fds, monitor, report, came_back } = guest;
+        let incoming::Guest { machine, mut fds, monitor, report, came_back, settings } = guest;
+        if let Some(settings) = settings {
+            self.shared.apply(&settings);
+        }
         let running = machine.run_state() == RunState::Running;
         let name = machine.config().name.clone();
         tracing::info!("guest '{name}' is here, {}", machine.run_state());
         self.settle(machine);
         match monitor {
             // With a monitor of its own, the process has no use for the one that came along.
-            Some(monitor) if self.options.monitor.is_none() => self.server().adopt(monitor, &mut fds)?,
-            Some(_) => {}
-            None if self.options.monitor.is_none() => self.listen(&name)?,
-            None => {}
+            Some(monitor) if self.options.monitor.is_none() => {
+                let adopted = self.server().adopt(monitor, &mut fds);
+                // The guest is here and runs: whatever is wrong with its monitor must not end it.
+                if let Err(error) = adopted.map_err(OwnerError::from).or_else(|_| self.listen(&name)) {
+                    tracing::error!("guest '{name}' runs without its monitor: {error}");
+                }
+            }
+            // It listens already: by its own path, or by the name that the file gave before the guest was claimed.
+            Some(_) | None => {}
         }
         if let Some(why) = came_back {
             self.shared.failed(Mode::CprExec, &HandoverError::new(Phase::Handover, why));
@@ -202,11 +214,13 @@ impl Owner {
                     self.end(Err(error));
                 }
             }
-            Task::Depart { command, limits, watch } => {
+            Task::Depart { cancel, command, limits, watch } => {
                 let Some(machine) = self.shared.guest() else { return };
                 let shared = Arc::clone(&self.shared);
                 let mut board = |writer: &mut _, fds: &mut _| shared.board(true, writer, fds);
-                let error = depart::depart(&machine, &command, limits, watch, &mut board);
+                let settings = self.shared.settings();
+                let departure = Departure { command, limits, cancel, settings };
+                let error = depart::depart(&machine, &departure, watch, &mut board);
                 self.shared.failed(Mode::CprExec, &error);
             }
             Task::GivenAway(report) => {
@@ -234,7 +248,7 @@ impl Owner {
                 match guest.press_power_button() {
                     Ok(()) => tracing::info!("asked the guest to power off; a second signal ends it at once"),
                     Err(error) => {
-                        tracing::warn!("powering the guest off: {error}; a second signal ends it at once")
+                        tracing::warn!("powering the guest off: {error}; a second signal ends it at once");
                     }
                 }
             }
@@ -278,6 +292,10 @@ impl Owner {
         let config = machine.config().clone();
         let kept = machine.descriptors(Mode::CprExec);
         machine.devices().serial.hand_over();
+        // Whoever still looks at the old machine must not keep its RAM from the new one.
+        if let Some(Err(error)) = machine.ram_block().map(crate::memory::RamBlock::release_lock) {
+            tracing::warn!("{error}");
+        }
         drop(machine);
         *lock(&self.shared.guest) = Guest::Awaited;
         let booted = kept.and_then(|kept| Machine::reboot(config, kept, self.shared.machine_events()));

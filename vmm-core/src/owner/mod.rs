@@ -9,6 +9,7 @@ mod handover;
 pub mod inbox;
 mod incoming;
 mod main_loop;
+mod release;
 mod signals;
 
 use std::os::fd::OwnedFd;
@@ -22,6 +23,7 @@ use crate::cpr::Mode;
 use crate::cpr::error::HandoverError;
 use crate::cpr::error::InPhase;
 use crate::cpr::exec::command::{Arrival, ExecCommand};
+use crate::cpr::exec::state::Settings;
 use crate::cpr::fds::FdTable;
 use crate::cpr::format::StateWriter;
 use crate::cpr::report::Phase;
@@ -30,6 +32,7 @@ use crate::cpr::transfer::source::Limits;
 use crate::machine::events::MachineEvent;
 use crate::machine::{Machine, MachineError};
 use crate::monitor::events::EventSender;
+use crate::monitor::paths;
 use crate::monitor::server::MonitorServer;
 use crate::monitor::{
     HandoverReport, Incoming as IncomingFrom, MigrateCapabilities, MigrateParameters, MigrationInfo,
@@ -123,6 +126,8 @@ pub enum Task {
     Arrived(Box<Result<incoming::Guest, OwnerError>>),
     /// Execute the new binary: the last step of an exec, which is the main thread's.
     Depart {
+        /// Becomes readable when somebody cancels.
+        cancel: OwnedFd,
         /// What to execute.
         command: ExecCommand,
         /// The bounds.
@@ -210,6 +215,41 @@ impl Shared {
         let Some(monitor) = self.monitor.get() else { return Ok(()) };
         let state = lock(monitor).export(clients, fds).in_phase(Phase::Prepare)?;
         writer.put(0, &state).in_phase(Phase::Prepare)
+    }
+
+    /// Listens on the monitor socket that is named after the guest.
+    fn listen_by_name(&self, name: &str) -> Result<(), OwnerError> {
+        let doing = || format!("making the runtime directory {}", paths::runtime_dir().display());
+        let path = paths::make_runtime_dir().map_err(OwnerError::io(doing()))?.join(paths::socket_name(name));
+        match self.monitor.get() {
+            Some(monitor) => Ok(lock(monitor).listen(&path)?),
+            None => Ok(()),
+        }
+    }
+
+    /// What the monitor's users have set, for the next image.
+    fn settings(&self) -> Settings {
+        let (parameters, capabilities) = (self.parameters(), self.capabilities());
+        Settings {
+            mode: parameters.mode,
+            exec_command: parameters.cpr_exec_command.clone(),
+            downtime_limit: parameters.downtime_limit,
+            prepare_timeout: parameters.prepare_timeout,
+            ignore_shared: capabilities.ignore_shared,
+            events: capabilities.events,
+        }
+    }
+
+    /// Takes over what was set in the image before this one.
+    fn apply(&self, settings: &Settings) {
+        *self.parameters() = MigrateParameters {
+            mode: settings.mode,
+            cpr_exec_command: settings.exec_command.clone(),
+            downtime_limit: settings.downtime_limit,
+            prepare_timeout: settings.prepare_timeout,
+        };
+        *self.capabilities() =
+            MigrateCapabilities { ignore_shared: settings.ignore_shared, events: settings.events };
     }
 
     /// Where a machine's events go: to the main thread.

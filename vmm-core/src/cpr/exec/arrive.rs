@@ -4,12 +4,12 @@
 //!    be executed with the same state.
 //! 2. An error, a panic, a fatal signal and a passed deadline all lead back to the old binary ([`super::fallback`]).
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 
 use super::command::Arrival;
 use super::fallback::Fallback;
 use super::inherit::{self, Inherited};
-use super::state::{DescriptorNumbers, Journey};
+use super::state::{DescriptorNumbers, Journey, Settings};
 use crate::cpr::Mode;
 use crate::cpr::fds::{FdError, FdName, FdTable};
 use crate::cpr::format::{FormatError, StateReader};
@@ -21,6 +21,9 @@ use crate::monitor::server::MonitorState;
 /// Why the new image could not take the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum ArriveError {
+    /// This build is broken.
+    #[error("taking the guest over after the exec: this build panicked; its log says where")]
+    Panic,
     /// The state could not be read.
     #[error("taking the guest over after the exec: {0}")]
     Io(#[from] std::io::Error),
@@ -51,12 +54,15 @@ pub struct Arrived {
     pub report: Report,
     /// Why the new binary could not take the guest, where this is the old one again.
     pub came_back: Option<String>,
+    /// What the monitor's users had set.
+    pub settings: Settings,
 }
 
 /// Takes the guest over, or executes the old binary again. Returns an error only where there is no way back.
 pub fn arrive(arrival: Arrival, overrides: &Overrides) -> Result<Arrived, ArriveError> {
     let mut fallback = Fallback::arm(arrival);
-    match take_over(arrival, overrides, &fallback) {
+    let taken = panic::catch_unwind(AssertUnwindSafe(|| take_over(arrival, overrides, &fallback)));
+    match taken.unwrap_or(Err(ArriveError::Panic)) {
         Ok(arrived) => {
             fallback.disarm();
             Ok(arrived)
@@ -105,12 +111,7 @@ fn take_over(arrival: Arrival, overrides: &Overrides, fallback: &Fallback) -> Re
         vcpus: machine.vcpu_count(),
         ram_kept: machine.ram_size(),
     };
-    Ok(Arrived { machine, fds, monitor, report, came_back: Fallback::reason() })
-}
-
-/// A descriptor of the table as an owned one, for callers outside.
-pub fn take(fds: &mut FdTable, name: &str, id: u32) -> Option<OwnedFd> {
-    let fd = fds.take_optional(&FdName::new(name, id))?;
-    inherit::set_close_on_exec(fd.as_fd(), true).ok()?;
-    Some(fd)
+    // Only an image that has nothing to fall back to is one that came back.
+    let came_back = arrival.fallback.is_none().then(Fallback::reason).flatten();
+    Ok(Arrived { machine, fds, monitor, report, came_back, settings: journey.settings })
 }

@@ -2,30 +2,43 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Instant;
 
 use super::command::{Arrival, ExecCommand};
 use super::inherit;
-use super::state::{DescriptorNumbers, Journey};
+use super::state::{DescriptorNumbers, Journey, Settings};
 use crate::cpr::Mode;
 use crate::cpr::error::{HandoverError, InPhase};
 use crate::cpr::fds::FdName;
 use crate::cpr::format::StateWriter;
 use crate::cpr::ownership::Ownership;
 use crate::cpr::report::{Phase, Stopwatch, monotonic_ns};
+use crate::cpr::transfer::channel::was_cancelled;
 use crate::cpr::transfer::source::{Limits, Passengers};
 use crate::machine::Machine;
+
+/// An exec that is about to happen.
+#[derive(Debug)]
+pub struct Departure {
+    /// What to execute.
+    pub command: ExecCommand,
+    /// The bounds.
+    pub limits: Limits,
+    /// Becomes readable when somebody cancels.
+    pub cancel: OwnedFd,
+    /// What the monitor's users have set.
+    pub settings: Settings,
+}
 
 /// Executes the new binary in place of this one. Returns only if that failed, with the guest as it was.
 pub fn depart(
     machine: &Machine,
-    command: &ExecCommand,
-    limits: Limits,
+    departure: &Departure,
     mut watch: Stopwatch,
     passengers: Passengers<'_>,
 ) -> HandoverError {
-    match attempt(machine, command, limits, &mut watch, passengers) {
+    match attempt(machine, departure, &mut watch, passengers) {
         Err(error) => error,
         Ok(never) => match never {},
     }
@@ -33,11 +46,11 @@ pub fn depart(
 
 fn attempt(
     machine: &Machine,
-    command: &ExecCommand,
-    limits: Limits,
+    departure: &Departure,
     watch: &mut Stopwatch,
     passengers: Passengers<'_>,
 ) -> Result<std::convert::Infallible, HandoverError> {
+    let Departure { command, limits, cancel, settings } = departure;
     let prepare = Phase::Prepare;
     let old = File::open("/proc/self/exe").in_phase(prepare)?;
     let (ownership, word) = Ownership::create().in_phase(prepare)?;
@@ -49,9 +62,12 @@ fn attempt(
     let numbers = fds.iter().map(|(name, fd)| (name.clone(), fd.as_raw_fd())).collect();
     writer.put(0, &DescriptorNumbers { numbers }).in_phase(prepare)?;
     watch.lap(prepare.name());
+    if was_cancelled(cancel.as_fd()) {
+        return Err(HandoverError::cancelled(prepare));
+    }
 
-    let mut stopped = machine.quiesce(Instant::now() + limits.downtime).in_phase(Phase::Stop)?;
     let deadline_ns = monotonic_ns() + limits.downtime.as_nanos() as u64;
+    let mut stopped = machine.quiesce(Instant::now() + limits.downtime).in_phase(Phase::Stop)?;
     watch.lap(Phase::Stop.name());
     stopped.save(&mut writer).in_phase(Phase::Save)?;
     watch.lap(Phase::Save.name());
@@ -60,6 +76,7 @@ fn attempt(
         stopped_ns: stopped.stopped_ns(),
         deadline_ns,
         phases: watch.laps().to_vec(),
+        settings: settings.clone(),
     };
     writer.put(0, &journey).in_phase(Phase::Save)?;
     let state = inherit::seal_state(&writer.finish().in_phase(Phase::Save)?).in_phase(Phase::Save)?;

@@ -4,6 +4,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cpr::Mode;
 use crate::cpr::fds::FdName;
 use crate::cpr::format::{Section, SectionKind};
 use crate::cpr::report::PhaseTime;
@@ -32,6 +33,25 @@ pub struct Journey {
     pub deadline_ns: u64,
     /// The steps so far.
     pub phases: Vec<PhaseTime>,
+    /// What the monitor's users have set.
+    pub settings: Settings,
+}
+
+/// What the monitor's users have set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The mode of the next handover.
+    pub mode: Option<Mode>,
+    /// The command of the next exec; empty: the binary at our own path.
+    pub exec_command: Vec<String>,
+    /// Milliseconds from a stop to the claim.
+    pub downtime_limit: u64,
+    /// Milliseconds for everything before the stop.
+    pub prepare_timeout: u64,
+    /// Whether RAM stays in place.
+    pub ignore_shared: bool,
+    /// Whether handovers are told as events.
+    pub events: bool,
 }
 
 impl Section for Journey {

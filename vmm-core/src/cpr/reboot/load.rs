@@ -1,9 +1,11 @@
 //! The new process's side: the state from its file, the RAM found in place.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::file::{self, FileError};
 use super::stamp::{RamStamp, Stamp, StampError};
+use crate::config::MachineConfig;
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::format::{FormatError, StateReader};
@@ -57,6 +59,14 @@ pub enum RebootError {
         /// Why.
         source: OwnershipError,
     },
+    /// This process cannot make ready for the guest.
+    #[error("{path}: {source}")]
+    Admit {
+        /// The file.
+        path: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The configuration has RAM that leaves no stamp.
     #[error("{path}: its RAM cannot have outlived the process that saved it")]
     NoRam {
@@ -96,6 +106,7 @@ fn find(path: &Path, overrides: &Overrides) -> Result<Found, RebootError> {
 pub fn load(path: &Path, overrides: &Overrides) -> Result<Machine, RebootError> {
     let name = || path.display().to_string();
     let Found { mut reader, incoming, stamp } = find(path, overrides)?;
+    (overrides.admit)(incoming.config()).map_err(|source| RebootError::Admit { path: name(), source })?;
     let mut watch = Stopwatch::start();
     let loaded = incoming
         .load(&mut reader, &mut watch)
@@ -109,7 +120,10 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Machine, RebootError> 
 
 /// What is in the way of loading a file here. Touches nothing.
 pub fn check(path: &Path, set: &[String]) -> Vec<Blocker> {
-    let overrides = Overrides { set: set.to_vec(), paused: true, events: std::sync::Arc::new(drop) };
+    // The serial port's back end is not opened: that could replace a socket or make a file.
+    let set = set.iter().cloned().chain(["serial=null".to_owned()]).collect();
+    let (events, admit) = (Arc::new(drop), Arc::new(|_: &MachineConfig| Ok(())));
+    let overrides = Overrides { set, paused: true, events, admit };
     match find(path, &overrides) {
         Ok(_) => Vec::new(),
         Err(RebootError::Load { source, .. }) if !source.blockers().is_empty() => source.blockers(),

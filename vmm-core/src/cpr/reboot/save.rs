@@ -60,7 +60,10 @@ pub fn save(
         return Err(HandoverError::cancelled(Phase::Handover));
     }
     drop(stopped);
-    block.release_lock().in_phase(Phase::Release)?;
+    // Given away: nothing that fails from here on is the guest's concern. The lock goes with this process at the latest.
+    if let Err(error) = block.release_lock() {
+        tracing::warn!("{error}");
+    }
     watch.lap(Phase::Handover.name());
     Ok(Report {
         mode: Mode::CprReboot,

@@ -97,8 +97,8 @@ pub fn hand_over(
     let ReadyTarget { mut channel, mut main, ownership, versions, descriptors } = target;
     observer.phase(Phase::Stop);
     watch.lap("settle");
-    let mut stopped = machine.quiesce(Instant::now() + terms.limits.downtime).in_phase(Phase::Stop)?;
     let deadline = Instant::now() + terms.limits.downtime;
+    let mut stopped = machine.quiesce(deadline).in_phase(Phase::Stop)?;
     watch.lap(Phase::Stop.name());
     let mut writer = StateWriter::new(machine.header(terms.mode)).reading(&versions);
     stopped.save(&mut writer).in_phase(Phase::Save)?;

@@ -20,7 +20,7 @@ use crate::monitor::server::MonitorState;
 /// For each message before the guest stops.
 const PREPARE: Duration = Duration::from_secs(30);
 /// For the state: the source bounds the downtime, so this only bounds how long a silent source holds us.
-const STATE: Duration = Duration::from_secs(120);
+const STATE: Duration = Duration::from_mins(2);
 
 /// Why the target did not take the guest.
 #[derive(Debug, thiserror::Error)]
