@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let result = match invocation.action {
         Action::Boot(boot) => commands::boot(*boot),
         Action::Resume(resume) => commands::resume(resume),
-        Action::Check(check) => commands::check(&check),
+        Action::Check(check) => Ok(commands::check(&check)),
         Action::Inspect(inspect) => commands::inspect(&inspect),
     };
     match result {

@@ -79,10 +79,16 @@ fn downtime(options: &Downtime) -> anyhow::Result<()> {
     }
     println!("downtime in ms, seen from outside ({} handovers each)\n", options.count);
     println!("{}", Results::header());
-    results.iter().for_each(|results| println!("{results}"));
+    for results in &results {
+        println!("{results}");
+    }
     println!();
-    ratios.iter().for_each(|(what, ratio)| println!("{what}: {ratio:.2}"));
-    notes.iter().for_each(|note| println!("note: {note}"));
+    for (what, ratio) in &ratios {
+        println!("{what}: {ratio:.2}");
+    }
+    for note in &notes {
+        println!("note: {note}");
+    }
     Ok(())
 }
 

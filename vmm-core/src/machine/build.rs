@@ -54,7 +54,7 @@ impl Devices {
     }
 
     fn new(vm: &Arc<VmFd>, ram_size: u64, chardev: Chardev, events: &EventSink) -> Self {
-        let line = |gsi| GsiLine::new(vm, gsi);
+        let line = |gsi| GsiLine::line(vm, gsi);
         let requests = request_sink(events);
         Self {
             serial: Serial::new("serial0", line(layout::COM1_GSI), chardev),

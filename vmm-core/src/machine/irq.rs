@@ -16,7 +16,7 @@ pub(super) struct GsiLine {
 }
 
 impl GsiLine {
-    pub(super) fn new(vm: &Arc<VmFd>, gsi: u32) -> Arc<dyn IrqLine> {
+    pub(super) fn line(vm: &Arc<VmFd>, gsi: u32) -> Arc<dyn IrqLine> {
         Arc::new(Self { vm: Arc::clone(vm), gsi })
     }
 }

@@ -126,7 +126,7 @@ impl Shared {
         let limits = self.limits();
         let result = match destination {
             Destination::Transfer { cpr, main } => {
-                self.transfer(guest, &cpr, &main, limits, cancel, &observer, watch)
+                self.transfer(guest, &cpr, &main, limits, &cancel, &observer, watch)
             }
             Destination::Reboot { file } => {
                 reboot::save::save(guest, &file, limits, &cancel, &observer, watch)
@@ -261,7 +261,7 @@ impl Shared {
         cpr: &Path,
         main: &Path,
         limits: Limits,
-        cancel: OwnedFd,
+        cancel: &OwnedFd,
         observer: &(impl Fn(Phase) + Send + Sync),
         mut watch: Stopwatch,
     ) -> Result<Report, HandoverError> {

@@ -89,7 +89,7 @@ pub(super) fn receive(origin: &Origin, overrides: &Overrides) -> Result<Guest, O
             let channel =
                 Channel::new(stream, None).map_err(OwnerError::io("using the inherited channel"))?;
             let main = || Err(no_main());
-            came_by_transfer(target::take_over(channel, main, overrides)?)
+            Ok(came_by_transfer(target::take_over(channel, main, overrides)?))
         }
         Origin::File(path) => {
             let machine = reboot::load::load(path, overrides)?;
@@ -118,12 +118,12 @@ fn listen(path: &Path, main: Option<&Path>, overrides: &Overrides) -> Result<Gue
     let channel = cpr.accept(Instant::now() + FOR_EVER).map_err(target::TargetError::from)?;
     drop(cpr);
     let accept_main = || main.as_ref().ok_or_else(no_main)?.accept(Instant::now() + MAIN);
-    came_by_transfer(target::take_over(channel, accept_main, overrides)?)
+    Ok(came_by_transfer(target::take_over(channel, accept_main, overrides)?))
 }
 
-fn came_by_transfer(taken: target::Taken) -> Result<Guest, OwnerError> {
+fn came_by_transfer(taken: target::Taken) -> Guest {
     let target::Taken { machine, fds, monitor } = taken;
-    Ok(Guest { machine, fds, monitor, report: None, came_back: None, settings: None })
+    Guest { machine, fds, monitor, report: None, came_back: None, settings: None }
 }
 
 fn no_main() -> ProtocolError {

@@ -88,7 +88,7 @@ impl Owner {
             // This thread is all there is after an exec, and nobody may wait for the guest longer than needed.
             Origin::Exec(_) => {
                 let guest = incoming::receive(&origin, &self.overrides())?;
-                self.take_in(guest)?;
+                self.take_in(guest);
             }
             origin => self.start_receiving(origin)?,
         }
@@ -140,7 +140,7 @@ impl Owner {
         *lock(&self.shared.guest) = Guest::Here(machine);
     }
 
-    fn take_in(&mut self, guest: incoming::Guest) -> Result<(), OwnerError> {
+    fn take_in(&mut self, guest: incoming::Guest) {
         let incoming::Guest { machine, mut fds, monitor, report, came_back, settings } = guest;
         if let Some(settings) = settings {
             self.shared.apply(&settings);
@@ -169,7 +169,6 @@ impl Owner {
         if running {
             self.shared.events.emit(Event::Resume);
         }
-        Ok(())
     }
 
     fn run(mut self) -> Result<Ended, OwnerError> {
@@ -209,11 +208,10 @@ impl Owner {
                     tracing::error!("{error}");
                 }
             }
-            Task::Arrived(arrived) => {
-                if let Err(error) = arrived.and_then(|guest| self.take_in(guest)) {
-                    self.end(Err(error));
-                }
-            }
+            Task::Arrived(arrived) => match *arrived {
+                Ok(guest) => self.take_in(guest),
+                Err(error) => self.end(Err(error)),
+            },
             Task::Depart { cancel, command, limits, watch } => {
                 let Some(machine) = self.shared.guest() else { return };
                 let shared = Arc::clone(&self.shared);

@@ -173,7 +173,9 @@ impl Vcpus {
             let outcome = Arc::clone(outcome);
             thread.submit(move |vcpu| *lock(&outcome) = Some(work(vcpu)));
         }
-        do_first.into_iter().for_each(|work| work());
+        if let Some(work) = do_first {
+            work();
+        }
         self.threads.iter().try_for_each(|thread| thread.wait_parked(deadline))?;
         let taken = outcomes.iter().enumerate().map(|(index, outcome)| {
             let done = lock(outcome).take();
