@@ -152,7 +152,7 @@ fn measure(contender: &mut dyn Contender) -> anyhow::Result<Sample> {
     let seen = watch(contender, |contender| contender.hand_over())?;
     let event = events.wait_event("STOP", Duration::from_secs(5)).context("the handover's STOP event")?;
     let stop = monotonic(event.at_us)?;
-    let stop = seen.longest_within(stop - AROUND, stop + AROUND);
+    let stop = seen.longest_within(stop.checked_sub(AROUND).unwrap_or(stop), stop + AROUND);
     let reported = contender.reported();
     contender.pause()?;
     Ok(Sample { stop, longest: seen.longest(), noise: noise.longest(), reported })
