@@ -1,4 +1,4 @@
-//! Downtime, measured from outside, by the guest's heartbeat in its RAM.
+//! Downtime, measured from outside, by the guest's heartbeat in its RAM ([`crate::harness::watch`]).
 //!
 //! 1. Every contender runs the same guest, and is measured by the same watcher on the same clock.
 //! 2. Contenders take turns, so that what else the machine does falls on all of them; who does not have its turn is paused.
@@ -159,7 +159,7 @@ fn measure(contender: &mut dyn Contender) -> anyhow::Result<Sample> {
 }
 
 /// How far from the stand-still a `STOP` event may be: some send it at its beginning, some at its end.
-const AROUND: Duration = Duration::from_millis(5);
+const AROUND: Duration = Duration::from_millis(10);
 
 /// A time on the wall clock, in microseconds since 1970, on the clock that gaps are measured on.
 fn monotonic(wall_us: u64) -> anyhow::Result<Instant> {
