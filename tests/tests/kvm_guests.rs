@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use cpr_tests::guests::{Guest, Hold, Mode, Work, layout};
 use cpr_tests::harness::bare::BareMachine;
+use cpr_tests::harness::qemu::{self, Qemu};
 use cpr_tests::harness::ram::Ram;
-use cpr_tests::harness::runner::Tier;
+use cpr_tests::harness::runner::{Skipped, Tier};
 
 cpr_tests::tests!(
     Tier::Kvm,
@@ -19,6 +20,7 @@ cpr_tests::tests!(
     a_clock_that_goes_back_is_found_by_the_guest,
     a_halted_guest_counts_nothing,
     the_console_writes_numbered_lines,
+    the_same_bytes_hold_all_patterns_under_qemu,
 );
 
 const RAM: u64 = 16 << 20;
@@ -126,6 +128,25 @@ fn the_console_writes_numbered_lines() -> anyhow::Result<()> {
         for (number, line) in lines[..lines.len() - 1].iter().enumerate() {
             ensure!(*line == format!("{number:08x}"), "{mode:?}: line {number} is '{line}'");
         }
+    }
+    Ok(())
+}
+
+fn the_same_bytes_hold_all_patterns_under_qemu() -> anyhow::Result<()> {
+    qemu::version().map_err(|error| Skipped(format!("{error:#}")))?;
+    for mode in Mode::ALL {
+        let directory = tempfile::tempdir().context("making a directory")?;
+        let rom = directory.path().join("rom");
+        std::fs::write(&rom, Guest::new(Work::Patterns, mode).image()).context("writing the ROM")?;
+        // Its own emulation knows XSAVE where an interpreting KVM does not.
+        let config = qemu::Config { rom, accelerator: "tcg", cpus: 2, memory_mib: 32 };
+        let qemu = Qemu::boot(config, directory.path())?;
+        let ram = qemu.ram()?;
+        ram.wait_for_heartbeat(2).with_context(|| format!("{mode:?}"))?;
+        ram.wait_for("sweeps", 2, 100, Ram::sweeps)?;
+        ram.wait_for("ticks", 2, 10, Ram::ticks)?;
+        let held = ram.u32(layout::STATUS + layout::HELD).load(Ordering::Relaxed);
+        ensure!(held == Hold::ALL.0, "{mode:?}: QEMU's guest holds {held:#x} of {:#x}", Hold::ALL.0);
     }
     Ok(())
 }

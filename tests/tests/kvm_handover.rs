@@ -11,7 +11,7 @@ use cpr_tests::harness::host::Host;
 use cpr_tests::harness::ram::Ram;
 use cpr_tests::harness::runner::Tier;
 use cpr_tests::harness::vm::{Spec, Vm};
-use cpr_tests::harness::watch::Watcher;
+use cpr_tests::harness::watch::{Watcher, host_tsc};
 use serde_json::json;
 use vmm_core::cpr::Mode as CprMode;
 
@@ -95,9 +95,7 @@ fn thirty_handovers_in_mixed_order_leave_descriptors_and_memory_flat() -> anyhow
 fn tsc_distance(ram: &Ram) -> i64 {
     let look = |_| {
         let guest = ram.u64(layout::area(0) + layout::TSC).load(Ordering::Relaxed);
-        // SAFETY: every processor that has KVM has this instruction.
-        let host = unsafe { core::arch::x86_64::_rdtsc() };
-        host.wrapping_sub(guest) as i64
+        host_tsc().wrapping_sub(guest) as i64
     };
     let looks = (0..200).map(|n| {
         std::thread::sleep(Duration::from_micros(200));
@@ -123,8 +121,7 @@ fn the_time_stamp_counter_goes_on_in_step_with_the_hosts() -> anyhow::Result<()>
 
 /// Ticks of the host's time-stamp counter in a second.
 fn tsc_frequency() -> f64 {
-    // SAFETY: every processor that has KVM has this instruction.
-    let now = || (Instant::now(), unsafe { core::arch::x86_64::_rdtsc() });
+    let now = || (Instant::now(), host_tsc());
     let (begin, first) = now();
     std::thread::sleep(Duration::from_millis(50));
     let (end, last) = now();
@@ -175,7 +172,7 @@ fn the_downtime_reported_is_the_one_seen_from_outside() -> anyhow::Result<()> {
         };
         let seen = watcher.finish()?.longest;
         let reported = outcome.downtime().with_context(|| format!("no downtime in {}", outcome.facts))?;
-        // From outside it is longer by the watcher's step, by the kick of the vCPU, and by what the host does meanwhile.
+        // From outside it is longer by the kick of the vCPU, and by what the host does meanwhile.
         ensure!(
             seen + Duration::from_millis(1) >= reported && seen <= reported * 2 + Duration::from_millis(20),
             "{mode}: {reported:?} reported, {seen:?} seen"

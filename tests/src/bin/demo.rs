@@ -25,7 +25,7 @@ fn main() -> Result<()> {
             "{:<13} downtime {:>10}, seen from outside {:>8.2} ms; the guest is in process {}",
             mode.to_string(),
             reported.map_or("-".into(), |us| format!("{:.2} ms", us / 1e3)),
-            seen.longest.as_secs_f64() * 1e3,
+            seen.longest().as_secs_f64() * 1e3,
             vm.process.pid()
         );
     }

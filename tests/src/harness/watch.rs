@@ -1,16 +1,14 @@
 //! A running guest seen from outside: its heartbeats, its errors, and how long it stood still.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 
 use super::ram::Ram;
 use crate::guests::layout;
-
-/// How often the guest's time-stamp counter is looked at.
-const LOOKS: usize = 101;
 
 /// What a guest's error word says is wrong.
 const ERRORS: [&str; 10] = [
@@ -119,51 +117,120 @@ impl Ram {
     }
 }
 
-/// What a watcher saw.
+/// A time without a heartbeat.
 #[derive(Debug, Clone, Copy)]
+pub struct Gap {
+    /// When it had ended, late by at most [`Watcher::STEP`] and what the machine keeps the watcher waiting.
+    pub seen: Instant,
+    /// How long it was by the guest's time-stamp counter.
+    pub length: Duration,
+}
+
+/// What a watcher saw.
+#[derive(Debug, Clone)]
 pub struct Stillness {
-    /// The longest time without a heartbeat of the guest's first vCPU.
-    pub longest: Duration,
+    /// The longest gap of each step in which there was one of [`Watcher::SHORTEST`] or more, in order.
+    pub gaps: Vec<Gap>,
+    /// How long the guest's time-stamp counter itself stood still.
+    pub stood: Duration,
     /// Heartbeats counted meanwhile.
     pub beats: u64,
+}
+
+impl Stillness {
+    /// The longest time that the guest stood still by the host's clock.
+    ///
+    /// Where the guest's own clock stood too (under QEMU), this is not the sum of both but the longer of them, since
+    /// the longest gap may be another one: never more than the truth, and less by what QEMU does outside of its freeze.
+    pub fn longest(&self) -> Duration {
+        self.longest_of(|_| true)
+    }
+
+    /// The same, of a stretch of time.
+    pub fn longest_within(&self, from: Instant, to: Instant) -> Duration {
+        self.longest_of(|gap| {
+            gap.seen >= from && gap.seen.checked_sub(gap.length).is_some_and(|begin| begin <= to)
+        })
+    }
+
+    fn longest_of(&self, which: impl Fn(&Gap) -> bool) -> Duration {
+        let gaps = self.gaps.iter().filter(|gap| which(gap)).map(|gap| gap.length);
+        gaps.max().unwrap_or(Watcher::SHORTEST).max(self.stood)
+    }
 }
 
 /// Watches the heartbeat of a guest's first vCPU until it is asked.
 ///
 /// Nothing that polls the RAM sees finely enough: on a machine with few processors it takes one from the guest and from
 /// the handover, and it is itself kept from looking by the kernel for milliseconds. So the guest writes down the
-/// longest step of its time-stamp counter between two beats, and what is watched from outside is whether that counter
-/// itself stood still: by how much it lags behind the host's more after than before. The sum is how long the guest
-/// stood still by the host's clock, to a beat (some microseconds), whether its time went on (as here) or stood (QEMU).
+/// longest step of its time-stamp counter between two beats, to a beat (some microseconds), and the watcher only
+/// collects and clears that every [`Watcher::STEP`]. Whether that counter itself stood still is seen by how much more it lags
+/// behind the host's after than before.
 #[derive(Debug)]
 pub struct Watcher {
     ram: Arc<Ram>,
-    started: (Instant, u64),
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<(Instant, u64)>>,
+    begun: (Instant, u64),
     first: u64,
     lag: u64,
 }
 
 impl Watcher {
+    /// The time between two looks.
+    pub const STEP: Duration = Duration::from_millis(2);
+
+    /// Gaps shorter than this are of the guest's own interrupts and its host's.
+    pub const SHORTEST: Duration = Duration::from_micros(100);
+
     /// Begins to watch.
     pub fn start(ram: Arc<Ram>) -> Self {
-        let (started, first, lag) = ((Instant::now(), host_tsc()), ram.count(0), ram.lag());
-        ram.u64(layout::area(0) + layout::GAP).store(0, Ordering::Relaxed);
-        Self { ram, started, first, lag }
+        let lag = ram.lag();
+        let (begun, first) = ((Instant::now(), host_tsc()), ram.count(0));
+        ram.take_gap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let (ram, stop) = (ram.clone(), stop.clone());
+            move || {
+                let mut steps = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::sleep(Self::STEP);
+                    steps.push((Instant::now(), ram.take_gap()));
+                }
+                steps
+            }
+        });
+        Self { ram, stop, thread, begun, first, lag }
     }
 
     /// Waits until the guest counts, ends, and says what was seen.
     pub fn finish(self) -> anyhow::Result<Stillness> {
-        let Self { ram, started: (then, then_tsc), first, lag } = self;
-        ram.wait_for_heartbeat(1)?;
-        let gap = ram.u64(layout::area(0) + layout::GAP).load(Ordering::Relaxed);
-        let stood = ram.lag().wrapping_sub(lag).cast_signed().max(0).cast_unsigned();
-        let ticks = host_tsc().saturating_sub(then_tsc).max(1);
-        let longest = then.elapsed().mul_f64(gap.saturating_add(stood) as f64 / ticks as f64);
-        Ok(Stillness { longest, beats: ram.count(0) - first })
+        let counts = self.ram.wait_for_heartbeat(1);
+        self.stop.store(true, Ordering::Relaxed);
+        let steps = self.thread.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))?;
+        counts?;
+        let (then, then_tsc) = self.begun;
+        let tick = then.elapsed().as_secs_f64() / host_tsc().saturating_sub(then_tsc).max(1) as f64;
+        let time = |ticks: u64| Duration::from_secs_f64(ticks as f64 * tick);
+        let gaps = steps.into_iter().map(|(seen, ticks)| Gap { seen, length: time(ticks) });
+        let stood = self.ram.lag().wrapping_sub(self.lag).cast_signed().max(0).cast_unsigned();
+        Ok(Stillness {
+            gaps: gaps.filter(|gap| gap.length >= Self::SHORTEST).collect(),
+            stood: time(stood),
+            beats: self.ram.count(0) - self.first,
+        })
     }
 }
 
+/// How many looks a lag is the median of.
+const LOOKS: usize = 101;
+
 impl Ram {
+    /// The longest step of the first vCPU's time-stamp counter since this was last asked.
+    fn take_gap(&self) -> u64 {
+        self.u64(layout::area(0) + layout::GAP).swap(0, Ordering::Relaxed)
+    }
+
     /// By how many ticks the time-stamp counter that the first vCPU wrote last is behind the host's: the median of many
     /// looks, for a look may come late, or between the two halves of what is written.
     fn lag(&self) -> u64 {
@@ -180,7 +247,7 @@ impl Ram {
 }
 
 /// The host's time-stamp counter.
-fn host_tsc() -> u64 {
+pub fn host_tsc() -> u64 {
     // SAFETY: every x86-64 processor has RDTSC, and Linux lets user mode run it.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
