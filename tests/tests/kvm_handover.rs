@@ -170,7 +170,7 @@ fn the_downtime_reported_is_the_one_seen_from_outside() -> anyhow::Result<()> {
             Some(target) => vm.transfer_into(target)?,
             None => vm.exec()?,
         };
-        let seen = watcher.finish()?.longest;
+        let seen = watcher.finish()?.longest();
         let reported = outcome.downtime().with_context(|| format!("no downtime in {}", outcome.facts))?;
         // From outside it is longer by the kick of the vCPU, and by what the host does meanwhile.
         ensure!(

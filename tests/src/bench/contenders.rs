@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::json;
 use vmm_core::cpr::Mode;
+use vmm_core::monitor::client::Client;
 
 use super::stats::Label;
 use crate::guests::{self, Guest, Work};
@@ -35,7 +36,9 @@ pub trait Contender {
     fn prepare(&mut self) -> anyhow::Result<()>;
     /// Hands over; returns when the guest runs again.
     fn hand_over(&mut self) -> anyhow::Result<()>;
-    /// The downtime that the product itself reports.
+    /// A new client of the monitor of the process that has the guest.
+    fn monitor(&self) -> anyhow::Result<Client>;
+    /// The downtime that the product itself reports of the last handover.
     fn reported(&self) -> Option<Duration>;
 }
 
@@ -106,6 +109,10 @@ impl Contender for Ours<'_> {
         Ok(())
     }
 
+    fn monitor(&self) -> anyhow::Result<Client> {
+        self.vm.monitor()
+    }
+
     fn reported(&self) -> Option<Duration> {
         self.reported
     }
@@ -166,6 +173,10 @@ impl Contender for Theirs {
             Some(target) => self.vm.transfer(target),
             None => self.vm.exec(),
         }
+    }
+
+    fn monitor(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect(&self.vm.second_monitor())?)
     }
 
     fn reported(&self) -> Option<Duration> {

@@ -26,8 +26,10 @@ impl fmt::Display for Label {
 /// One handover.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// The longest stand-still seen around it.
-    pub seen: Duration,
+    /// The longest stand-still at the time of its stop.
+    pub stop: Duration,
+    /// The longest stand-still of the whole of it.
+    pub longest: Duration,
     /// The longest stand-still seen just before, with no handover.
     pub noise: Duration,
     /// What the product itself reports.
@@ -64,9 +66,9 @@ impl Results {
         Self { label, samples: Vec::new() }
     }
 
-    /// The median of what was seen.
+    /// The median of the stops.
     pub fn median(&self) -> Duration {
-        median(self.samples.iter().map(|s| s.seen))
+        median(self.samples.iter().map(|s| s.stop))
     }
 
     fn reported(&self) -> Option<Duration> {
@@ -76,42 +78,48 @@ impl Results {
 
     /// The heading of the lines that `Display` gives.
     pub fn header() -> String {
-        format!("{:<30} {:>8} {:>8} {:>8} {:>9} {:>8}", "", "median", "min", "max", "reported", "noise")
+        format!(
+            "{:<30} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8}",
+            "", "stop", "min", "max", "reported", "longest", "noise"
+        )
     }
 
     /// For machines; times in microseconds.
     pub fn to_json(&self) -> Value {
         let us = |time: Duration| time.as_micros() as u64;
-        let samples: Vec<u64> = self.samples.iter().map(|s| us(s.seen)).collect();
+        let stops: Vec<u64> = self.samples.iter().map(|s| us(s.stop)).collect();
         json!({
             "system": self.label.system,
             "mode": self.label.mode,
             "memory-mib": self.label.memory_mib,
-            "median-us": us(self.median()),
-            "min-us": samples.iter().min(),
-            "max-us": samples.iter().max(),
+            "stop-median-us": us(self.median()),
+            "stop-min-us": stops.iter().min(),
+            "stop-max-us": stops.iter().max(),
+            "longest-median-us": us(median(self.samples.iter().map(|s| s.longest))),
             "reported-median-us": self.reported().map(us),
             "noise-median-us": us(median(self.samples.iter().map(|s| s.noise))),
-            "samples-us": samples,
+            "stops-us": stops,
         })
     }
 }
 
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seen = || self.samples.iter().map(|s| s.seen);
+        let stops = || self.samples.iter().map(|s| s.stop);
         write!(
             f,
             "{:<30} {:>8.2} {:>8.2} {:>8.2}",
             self.label.to_string(),
             ms(self.median()),
-            ms(seen().min().unwrap_or_default()),
-            ms(seen().max().unwrap_or_default())
+            ms(stops().min().unwrap_or_default()),
+            ms(stops().max().unwrap_or_default())
         )?;
         match self.reported() {
             Some(reported) => write!(f, " {:>9.2}", ms(reported))?,
             None => write!(f, " {:>9}", "-")?,
         }
-        write!(f, " {:>8.2}", ms(median(self.samples.iter().map(|s| s.noise))))
+        let longest = median(self.samples.iter().map(|s| s.longest));
+        let noise = median(self.samples.iter().map(|s| s.noise));
+        write!(f, " {:>8.2} {:>8.2}", ms(longest), ms(noise))
     }
 }
