@@ -164,19 +164,24 @@ fn the_downtime_reported_is_the_one_seen_from_outside() -> anyhow::Result<()> {
     let host = Host::new()?;
     let mut vm = Vm::boot(&host, Spec::new(Guest::new(Work::Heartbeat, Mode::Long), 1))?;
     for mode in [CprMode::CprTransfer, CprMode::CprExec] {
-        let target = if mode == CprMode::CprTransfer { Some(host.target()?) } else { None };
-        let watcher = Watcher::start(vm.ram.clone());
-        let outcome = match target {
-            Some(target) => vm.transfer_into(target)?,
-            None => vm.exec()?,
-        };
-        let seen = watcher.finish()?.longest();
-        let reported = outcome.downtime().with_context(|| format!("no downtime in {}", outcome.facts))?;
-        // From outside it is longer by the kick of the vCPU, and by what the host does meanwhile.
-        ensure!(
-            seen + Duration::from_millis(1) >= reported && seen <= reported * 2 + Duration::from_millis(20),
-            "{mode}: {reported:?} reported, {seen:?} seen"
-        );
+        // What the machine makes the guest wait besides is seen from outside, too: the closest of some handovers counts.
+        let mut closest = Duration::MAX;
+        for _ in 0..8 {
+            let target = if mode == CprMode::CprTransfer { Some(host.target()?) } else { None };
+            let watcher = Watcher::start(vm.ram.clone());
+            let outcome = match target {
+                Some(target) => vm.transfer_into(target)?,
+                None => vm.exec()?,
+            };
+            let seen = watcher.finish()?.longest();
+            let reported = outcome.downtime().with_context(|| format!("no downtime in {}", outcome.facts))?;
+            ensure!(
+                seen + Duration::from_millis(1) >= reported,
+                "{mode}: {reported:?} reported, {seen:?} seen"
+            );
+            closest = closest.min(seen.saturating_sub(reported));
+        }
+        ensure!(closest < Duration::from_millis(3), "{mode}: seen {closest:?} longer than reported, at best");
     }
     Ok(())
 }
