@@ -69,11 +69,6 @@ impl Shared {
             }
             Some(Destination::Exec) | None => {}
         }
-        if mode == Mode::CprReboot && !self.capabilities().ignore_shared {
-            let why =
-                "RAM is not copied into the file; set the capability x-ignore-shared: it stays in place";
-            blockers.push(Blocker::new("x-ignore-shared", why));
-        }
         if mode == Mode::CprExec {
             let set = self.parameters().cpr_exec_command.clone();
             blockers.extend(executable(command.unwrap_or(&set)).err());
@@ -89,6 +84,11 @@ impl Shared {
         let mut handover = self.handover();
         if handover.cancel.is_some() {
             return Err(CommandError::generic("a handover is under way already; migrate_cancel ends it"));
+        }
+        if mode == Mode::CprReboot && !self.capabilities().ignore_shared {
+            let why =
+                "RAM is not copied into the file; set the capability x-ignore-shared: it stays in place";
+            return Err(generic(HandoverError::blocked(vec![Blocker::new("x-ignore-shared", why)])));
         }
         let blockers = self.blockers(&guest, mode, Some(&destination), None);
         if !blockers.is_empty() {
