@@ -7,6 +7,7 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOp
 
 use super::inbox::{Inbox, InboxWaker};
 use super::incoming;
+use super::release;
 use super::signals::Signals;
 use super::{Guest, Options, Origin, OwnerError, Shared, Task, lock};
 use crate::config::MachineConfig;
@@ -183,7 +184,13 @@ impl Owner {
                 break Err(OwnerError::io("waiting for events")(std::io::Error::other(format!("{error:?}"))));
             }
         };
+        let given_away = matches!(*lock(&self.shared.guest), Guest::Gone { .. });
         self.server().finish(FAREWELL);
+        if given_away {
+            // Nobody waits for this process any more; what its end tears down must not be in the guest's way.
+            self.server().hang_up();
+            release::stand_back();
+        }
         // The machine's threads must end before its VM and its memory go.
         *lock(&self.shared.guest) = Guest::Awaited;
         ended

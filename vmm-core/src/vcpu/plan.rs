@@ -4,7 +4,7 @@
 //! 2. [`VcpuPlan::probe`] learns, once a VM, what of a vCPU can be read here and how large it is.
 //! 3. [`tsc_advances`] refuses a host whose KVM has lost the TSC, before a guest depends on it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_bindings::{CpuId, KVM_REG_GUEST_SSP, kvm_x86_reg_kvm};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -103,12 +103,14 @@ impl VcpuPlan {
 pub fn tsc_advances(index: u32, vcpu: &VcpuFd, plan: &VcpuPlan) -> Result<(), VcpuStateError> {
     let read =
         || msr::read_one(vcpu, msr::IA32_TSC).map_err(|source| VcpuStateError::Msr { vcpu: index, source });
-    let (guest, host, start) = (read()?, host_tsc(), Instant::now());
+    let (guest, host) = (read()?, host_tsc());
     std::thread::sleep(TSC_WATCH);
-    let (advanced, host) = (read()?.wrapping_sub(guest), host_tsc().wrapping_sub(host));
-    let due = mul_div(start.elapsed().as_micros() as u64, u64::from(plan.tsc_khz), 1000);
-    // The clocks are compared roughly: a stopped TSC is off by all of it.
-    if advanced < due / 2 || advanced > due.saturating_mul(2) {
+    // The host's readings lie within the guest's: however long this thread is kept from running, the guest's count is
+    // due to have advanced by at least as much. A stopped TSC is off by all of it.
+    let host = host_tsc().wrapping_sub(host);
+    let advanced = read()?.wrapping_sub(guest);
+    let due = mul_div(host, u64::from(plan.tsc_khz), u64::from(plan.host_tsc_khz));
+    if advanced < due / 2 {
         return Err(VcpuStateError::TscStuck { vcpu: index, advanced, host });
     }
     Ok(())

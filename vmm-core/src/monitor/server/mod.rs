@@ -131,6 +131,11 @@ impl MonitorServer {
         }
     }
 
+    /// Closes every connection.
+    pub fn hang_up(&mut self) {
+        self.clients.clear();
+    }
+
     /// Moves the events emitted so far to the clients' output.
     fn queue_events(&mut self) {
         for (at, event) in self.events.drain() {
