@@ -31,7 +31,7 @@ pub(super) struct Flags {
     /// Number of vCPUs [default: 1]
     #[arg(long, value_name = "N")]
     cpus: Option<u16>,
-    /// RAM: size=…[,backing=memfd|hugetlb|file|dax][,page-size=2M|1G][,path=…]
+    /// RAM: `size=…[,backing=memfd|hugetlb|file|dax][,page-size=2M|1G][,path=…]`
     #[arg(long, value_name = "size=…", required_unless_present = "config")]
     memory: Option<MemoryConfig>,
     /// A bzImage or an ELF kernel

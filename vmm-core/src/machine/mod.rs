@@ -2,7 +2,7 @@
 //!
 //! 1. `build` makes everything that can be made while the guest still runs elsewhere: VM, slots, vCPU threads, devices.
 //! 2. `cold` puts a kernel or firmware in it; `incoming` puts saved state in it. Either gives a [`Loaded`], which
-//!    enters the guest only with a [`Claim`](crate::cpr::ownership::Claim).
+//!    enters the guest only with a [`Claim`].
 //! 3. A [`Machine`] can be stopped and go on; [`Stopped`] is the only thing that can be saved.
 
 mod background;

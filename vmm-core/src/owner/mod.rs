@@ -1,7 +1,7 @@
 //! The process that owns a guest: its event loop, signals, monitor and handovers.
 //!
 //! 1. The main thread runs the loop: monitor, serial port, signals, and what other threads ask of it ([`inbox`]).
-//! 2. A handover runs on a thread of its own, so that the monitor answers and can cancel meanwhile ([`handover`]).
+//! 2. A handover runs on a thread of its own, so that the monitor answers and can cancel meanwhile (`handover`).
 //! 3. Whoever gave the guest away keeps nothing of it: RAM, descriptors and VM are let go of, and `cont` is refused.
 
 mod control;

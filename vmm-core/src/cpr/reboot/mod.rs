@@ -1,6 +1,6 @@
 //! `cpr-reboot`: state to a file, RAM left in place, a later process loads it.
 //!
-//! 1. The file is there whole or not at all ([`file`]); room for it is reserved before the guest stops.
+//! 1. The file is there whole or not at all ([`mod@file`]); room for it is reserved before the guest stops.
 //! 2. RAM and file are tied to each other ([`stamp`]): RAM of another guest, or RAM that has run on, is refused.
 //! 3. A file can be loaded once: who loads it claims the guest by the ownership word beside the RAM.
 //! 4. [`save`] and [`load`] are the two sides.

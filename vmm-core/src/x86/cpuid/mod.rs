@@ -1,6 +1,6 @@
 //! CPUID: what the guest is shown of the host's processor.
 //!
-//! 1. [`template`] is decided once, at a cold boot: what KVM supports, less what cannot move with a guest or would not
+//! 1. [`template()`] is decided once, at a cold boot: what KVM supports, less what cannot move with a guest or would not
 //!    be kept for it, less what the configuration masks. [`for_vcpu`] adds what differs between vCPUs.
 //! 2. What was shown is saved, and restored verbatim.
 //! 3. [`missing_features`] names what a host lacks of what was shown; it never compares by number alone.
