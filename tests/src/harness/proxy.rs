@@ -150,8 +150,10 @@ fn pump(from: Side, input: &UnixStream, output: &UnixStream, cancel: &EventFd, a
         let fds: Vec<_> = frame.fds.iter().map(AsRawFd::as_raw_fd).collect();
         let mut pass = || writer.send(frame.kind, &frame.payload, &fds, far()).is_ok();
         let passed = match action {
-            Action::Pass => pass(),
-            Action::Repeat => pass() && pass(),
+            // Whoever is gone may have said why: the other direction brings that, and closes.
+            Action::Pass if !pass() => return,
+            Action::Repeat if !(pass() && pass()) => return,
+            Action::Pass | Action::Repeat => true,
             Action::Swallow => true,
             Action::Damage(at) => send_damaged(output, frame, at),
             Action::Hang => return,

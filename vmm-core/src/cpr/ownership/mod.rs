@@ -98,7 +98,6 @@ pub struct Claim(());
 
 impl Claim {
     /// The claim of a guest that this process has just built, before anybody else knows of it.
-    #[allow(dead_code, reason = "for the machine's cold boot")]
     pub(crate) fn cold_boot() -> Self {
         Self(())
     }

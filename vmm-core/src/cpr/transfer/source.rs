@@ -151,12 +151,15 @@ fn at(phase: Phase) -> impl Fn(ProtocolError) -> HandoverError {
     }
 }
 
+/// For what a peer said before it closed to arrive.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
 /// When the peer closed on us, it may have said why before.
 fn last_words(channel: &mut Channel, error: ProtocolError) -> ProtocolError {
     if !matches!(error, ProtocolError::Channel(super::channel::ChannelError::Closed)) {
         return error;
     }
-    match message::receive::<Ready>(channel, Instant::now()) {
+    match message::receive::<Ready>(channel, Instant::now() + LAST_WORDS) {
         Err(refused @ ProtocolError::Refused(_)) => refused,
         _ => error,
     }
