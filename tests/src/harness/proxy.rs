@@ -153,8 +153,7 @@ fn pump(from: Side, input: &UnixStream, output: &UnixStream, cancel: &EventFd, a
             // Whoever is gone may have said why: the other direction brings that, and closes.
             Action::Pass if !pass() => return,
             Action::Repeat if !(pass() && pass()) => return,
-            Action::Pass | Action::Repeat => true,
-            Action::Swallow => true,
+            Action::Pass | Action::Repeat | Action::Swallow => true,
             Action::Damage(at) => send_damaged(output, frame, at),
             Action::Hang => return,
             Action::Close => false,
