@@ -5,10 +5,14 @@ use std::io::{self, Read, Write};
 use std::sync::{Mutex, PoisonError};
 
 use guest_init::frame::{Frame, Kind};
-use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::termios::{SetArg, cfmakeraw, tcdrain, tcgetattr, tcsetattr};
 
 /// Text that numbered lines show a piece of.
 const FILLER: &str = "the quick brown fox jumps over the lazy dog 0123456789 ";
+
+/// Bytes that are given to the serial driver at once. It sends all it has in one interrupt: on a machine where a byte
+/// takes most of a millisecond, as on a nested host under TCG, a longer piece would hold a CPU for seconds.
+const PIECE: usize = 32;
 
 struct Out {
     file: File,
@@ -36,7 +40,10 @@ impl Console {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         let frame = Frame { sequence: out.sequence, kind, payload: payload.replace('\n', " ") };
         out.sequence += 1;
-        let _ = out.file.write_all(format!("{frame}\n").as_bytes());
+        for piece in format!("{frame}\n").as_bytes().chunks(PIECE) {
+            let _ = out.file.write_all(piece);
+            let _ = tcdrain(&out.file);
+        }
     }
 
     /// Writes the answer to a command.

@@ -8,7 +8,7 @@
 //! 5. The power button powers the guest off.
 //!
 //! Options on the kernel's command line: `guest.load=mem,cpu` (what load), `guest.mem=256` (MiB of patterns),
-//! `guest.rate=20` (numbered lines a second).
+//! `guest.rate=10` (numbered lines a second).
 
 mod clocks;
 mod commands;

@@ -16,7 +16,7 @@ pub struct Options {
 impl Options {
     /// Reads `guest.*` options; what is not there or not a number keeps its default.
     pub fn from_cmdline(cmdline: &str) -> Self {
-        let mut options = Self { load_memory: true, load_cpu: true, memory_mib: 256, rate: 20 };
+        let mut options = Self { load_memory: true, load_cpu: true, memory_mib: 256, rate: 10 };
         for word in cmdline.split_whitespace() {
             let Some((key, value)) = word.split_once('=') else { continue };
             match key {

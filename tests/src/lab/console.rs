@@ -21,7 +21,7 @@ use guest_init::stream::{StreamReader, StreamStats};
 use super::report::Pings;
 
 const RETRY: Duration = Duration::from_millis(20);
-const PING_EVERY: Duration = Duration::from_millis(100);
+const PING_EVERY: Duration = Duration::from_millis(200);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// A status and the host's time around it.
