@@ -10,6 +10,7 @@ pub mod i8042;
 pub mod pm;
 pub mod rtc;
 pub mod serial;
+pub mod virtio;
 
 use std::sync::Arc;
 
