@@ -265,4 +265,4 @@ fn set_waiting(file: &File) -> nix::Result<()> {
 
 #[cfg(test)]
 #[path = "image_tests.rs"]
-mod tests;
+pub(crate) mod tests;

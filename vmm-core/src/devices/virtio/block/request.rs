@@ -268,12 +268,16 @@ fn take_status(
 ) -> Result<GuestAddress, RequestError> {
     let Some((addr, len)) = writable.last_mut() else { return Err(RequestError::NoStatus { head }) };
     *len -= 1;
-    let status = GuestAddress(addr.0.wrapping_add(u64::from(*len)));
+    let outside = BufferError::Outside { addr: addr.0, len: *len };
+    let status = addr.0.checked_add(u64::from(*len)).map(GuestAddress).ok_or(outside);
     if *len == 0 {
         writable.pop();
     }
-    let byte = GuestBuffers::new(memory.clone()).push(status, 1);
-    byte.map(|()| status).map_err(|source| RequestError::Memory { head, source })
+    let checked = status.and_then(|status| {
+        GuestBuffers::new(memory.clone()).push(status, 1)?;
+        Ok(status)
+    });
+    checked.map_err(|source| RequestError::Memory { head, source })
 }
 
 /// A request between its header and its status.
