@@ -140,14 +140,14 @@ impl GuestBuffers {
         let mut targets = to.slices();
         let mut room = targets.next();
         for mut slice in self.slices() {
-            while let Some(target) = room.filter(|_| slice.len() > 0) {
+            while let Some(target) = room.filter(|_| !slice.is_empty()) {
                 let n = slice.len().min(target.len());
                 slice.copy_to_volatile_slice(target);
                 done += n;
                 // Neither offset is past its slice's end.
                 let (Ok(rest), Ok(left)) = (slice.offset(n), target.offset(n)) else { return done };
                 slice = rest;
-                room = if left.len() > 0 { Some(left) } else { targets.next() };
+                room = if left.is_empty() { targets.next() } else { Some(left) };
             }
         }
         done

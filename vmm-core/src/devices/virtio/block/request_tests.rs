@@ -343,7 +343,7 @@ proptest! {
         let Some(Ok(request)) = parse_table(&memory, &table) else { return Ok(()) };
         let end = match &request.action {
             Action::Submit(Operation::Read { offset, into: buffers } | Operation::Write { offset, from: buffers, .. }) => {
-                prop_assert!(buffers.len() as u64 % SECTOR == 0);
+                prop_assert!((buffers.len() as u64).is_multiple_of(SECTOR));
                 offset + buffers.len() as u64
             }
             Action::Submit(Operation::Discard { offset, len } | Operation::WriteZeroes { offset, len, .. }) => {

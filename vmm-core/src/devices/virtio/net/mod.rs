@@ -1,1 +1,20 @@
-//! The host side of virtio-net.
+//! The host side of virtio-net (virtio 1.2, section 5.1): taps, and what is said on them.
+//!
+//! 1. A tap is opened by name, or taken from a descriptor that a manager gave; either way it is checked to be a tap
+//!    whose packets carry the virtio-net header.
+//! 2. Packets go straight between the tap and guest RAM, the header with them.
+//! 3. What the tap does not take or does not have is never waited for.
+//! 4. Nothing about a tap that a guest is using is changed by taking its descriptors over.
+//!
+//! `config.rs` is what a network device is made of, `tap.rs` the tap, `mac.rs` addresses, `announce.rs` what tells the
+//! network where a guest is.
+
+mod announce;
+mod config;
+mod mac;
+mod tap;
+
+pub use self::announce::{FRAME, rarp};
+pub use self::config::NetConfig;
+pub use self::mac::Mac;
+pub use self::tap::{HEADER, Tap, TapError, TapQueue, offloads};

@@ -17,6 +17,7 @@ use crate::devices::virtio::buffers::GuestBuffers;
 /// Makes an engine; `None`, said aloud, where this host has none of the kind.
 type Make = fn(&Backing, u16) -> Option<Box<dyn Engine>>;
 
+#[expect(clippy::unnecessary_wraps, reason = "it is a `Make`")]
 fn make_threads(backing: &Backing, _depth: u16) -> Option<Box<dyn Engine>> {
     Some(Box::new(ThreadEngine::new(backing.clone()).unwrap()))
 }
@@ -163,7 +164,7 @@ fn compare_with_a_model(make: Make, backing: &Backing, plain: &File, unit: u64, 
                     (Operation::Read { offset, into }, Expected::Contents(place.to_vec()))
                 }
                 4..=7 => {
-                    place.iter_mut().for_each(|byte| *byte = numbers.below(256) as u8);
+                    place.fill_with(|| numbers.below(256) as u8);
                     let from = buffers(&memory, &pieces);
                     assert_eq!(from.copy_in(place), len as usize);
                     let durable = numbers.below(8) == 0;

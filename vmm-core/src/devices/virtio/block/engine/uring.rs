@@ -67,7 +67,7 @@ impl UringEngine {
             let entry = match entry(&self.backing, job) {
                 Ok(Some(entry)) => entry.flags(flags).user_data(id),
                 Ok(None) => {
-                    self.to_pool(id);
+                    self.hand_to_pool(id);
                     continue;
                 }
                 Err(e) => {
@@ -85,7 +85,7 @@ impl UringEngine {
         }
     }
 
-    fn to_pool(&mut self, id: u64) {
+    fn hand_to_pool(&mut self, id: u64) {
         if let Some(job) = self.pending.get_mut(&id).and_then(|pending| pending.job.take()) {
             self.pool.submit(id, job);
         }
@@ -114,7 +114,7 @@ impl UringEngine {
             _ => {
                 let error = io::Error::from_raw_os_error(-answer);
                 if blocking::is_unsupported(&error) {
-                    self.to_pool(id);
+                    self.hand_to_pool(id);
                 } else {
                     self.end(id, Err(error));
                 }
