@@ -1,5 +1,6 @@
 //! Which image it is, so that another one, or the same one changed, is noticed.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -62,32 +63,41 @@ impl ImageIdentity {
         })
     }
 
-    /// What differs between the image as it was and as it is `now`; empty if it is the same.
+    /// What differs between the image as it was and as it is `now`; empty if it is the same and unchanged.
     pub fn differences(&self, now: &Self) -> Vec<String> {
-        let same_boot = self.boot == now.boot;
-        let name = |of: &Self| of.hardware.as_ref().and_then(|hardware| hardware.name.clone());
-        let partition = |of: &Self| of.hardware.as_ref().and_then(|hardware| hardware.partition.clone());
-        let sequence = |of: &Self| of.hardware.as_ref().and_then(|hardware| hardware.sequence.clone());
-        let device = |of: &Self| format!("{}:{}", libc::major(of.device), libc::minor(of.device));
+        let bytes = |of: &Self| format!("{} bytes", of.size);
         let time = |of: &Self| {
             let (s, ns) = (of.modified.div_euclid(1_000_000_000), of.modified.rem_euclid(1_000_000_000));
             format!("{s}.{ns:09}")
         };
-        let shown = |of: Option<String>| of.unwrap_or_else(|| "unknown".into());
-        let (was, is) = (self, now);
-        let aspects = [
-            ("kind", was.kind.to_string(), is.kind.to_string(), true),
-            ("size", format!("{} bytes", was.size), format!("{} bytes", is.size), true),
-            ("device number", device(was), device(is), same_boot),
-            ("inode", was.inode.to_string(), is.inode.to_string(), true),
-            ("modification time", time(was), time(is), true),
-            ("hardware", shown(name(was)), shown(name(is)), true),
-            ("partition", shown(partition(was)), shown(partition(is)), true),
-            ("disk sequence number", shown(sequence(was)), shown(sequence(is)), same_boot),
-        ];
-        let differing = aspects.into_iter().filter(|(_, was, is, compared)| *compared && was != is);
-        differing.map(|(aspect, was, is, _)| format!("{aspect} was {was} and is {is}")).collect()
+        let mut differences = self.replacements(now);
+        differences.extend(differing("size", [self, now].map(bytes)));
+        differences.extend(differing("modification time", [self, now].map(time)));
+        differences
     }
+
+    /// What shows that another image is there `now`, whatever was done to either; empty if it is the same one.
+    pub fn replacements(&self, now: &Self) -> Vec<String> {
+        let device = |of: &Self| format!("{}:{}", libc::major(of.device), libc::minor(of.device));
+        let shown = |of: &Self, what: fn(DeviceIdentity) -> Option<String>| {
+            of.hardware.clone().and_then(what).unwrap_or_else(|| "unknown".into())
+        };
+        let aspect = |name, what| differing(name, [self, now].map(|of| shown(of, what)));
+        let mut differences = Vec::new();
+        differences.extend(differing("kind", [self.kind, now.kind]));
+        differences.extend(differing("inode", [self.inode, now.inode]));
+        differences.extend(aspect("hardware", |of| of.name));
+        differences.extend(aspect("partition", |of| of.partition));
+        if self.boot == now.boot {
+            differences.extend(differing("device number", [self, now].map(device)));
+            differences.extend(aspect("disk sequence number", |of| of.sequence));
+        }
+        differences
+    }
+}
+
+fn differing<T: fmt::Display + PartialEq>(aspect: &str, [was, is]: [T; 2]) -> Option<String> {
+    (was != is).then(|| format!("{aspect} was {was} and is {is}"))
 }
 
 impl DeviceIdentity {
@@ -129,12 +139,13 @@ mod tests {
         let was = file();
         let now = ImageIdentity { size: 8192, inode: 13, modified: 1_500_000_001_000_000_001, ..file() };
         let expected = [
-            "size was 4096 bytes and is 8192 bytes",
             "inode was 12 and is 13",
+            "size was 4096 bytes and is 8192 bytes",
             "modification time was 1500000000.000000001 and is 1500000001.000000001",
         ];
         assert_eq!(was.differences(&now), expected);
         assert!(was.differences(&file()).is_empty());
+        assert_eq!(was.replacements(&now), ["inode was 12 and is 13"]);
     }
 
     #[test]

@@ -217,9 +217,17 @@ impl Image {
             .map_err(ImageError::io(&self.path, "reading its identity"))
     }
 
-    /// Refuses an image that is not what was saved.
+    /// Refuses an image that is not what was saved: changed, resized or replaced. For one that was opened again.
     pub fn verify(&self, saved: &ImageIdentity) -> Result<(), ImageError> {
-        let differences = saved.differences(&self.identity()?);
+        self.refuse(saved.differences(&self.identity()?))
+    }
+
+    /// Refuses another image than the one that was saved, whatever was written to it. For one that was adopted.
+    pub fn recognize(&self, saved: &ImageIdentity) -> Result<(), ImageError> {
+        self.refuse(saved.replacements(&self.identity()?))
+    }
+
+    fn refuse(&self, differences: Vec<String>) -> Result<(), ImageError> {
         if differences.is_empty() {
             return Ok(());
         }

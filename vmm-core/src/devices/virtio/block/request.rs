@@ -54,8 +54,12 @@ impl Limits {
     /// The most segments in one discard or write-zeroes request (`max_discard_seg`, `max_write_zeroes_seg`).
     pub const MAX_SEGMENTS: u32 = 1;
 
-    /// The most sectors in one segment: 1 GiB, so that no request keeps the host busy for long.
-    pub const MAX_SEGMENT_SECTORS: u32 = 1 << 21;
+    /// The most sectors in one discard (`max_discard_sectors`): 1 GiB.
+    pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+
+    /// The most sectors that are zeroed at a time (`max_write_zeroes_sectors`): 32 MiB. Where the host has to write
+    /// them all, it must be done before the guest can be stopped.
+    pub const MAX_ZEROES_SECTORS: u32 = 1 << 16;
 
     /// What an image can do, all of it offered.
     pub fn of(image: &Image, serial: Option<&str>) -> Self {
@@ -309,14 +313,14 @@ impl Data<'_> {
                 Ok(Action::Answer(Status::Ok, written as u32))
             }
             VIRTIO_BLK_T_DISCARD if self.limits.discard => {
-                let (offset, len, flags) = self.segment()?;
+                let (offset, len, flags) = self.segment(Limits::MAX_DISCARD_SECTORS)?;
                 if flags != 0 {
                     return Err(Status::Unsupported);
                 }
                 Ok(Action::Submit(Operation::Discard { offset, len }))
             }
             VIRTIO_BLK_T_WRITE_ZEROES if self.limits.write_zeroes => {
-                let (offset, len, flags) = self.segment()?;
+                let (offset, len, flags) = self.segment(Limits::MAX_ZEROES_SECTORS)?;
                 if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
                     return Err(Status::Unsupported);
                 }
@@ -348,8 +352,8 @@ impl Data<'_> {
         range.map(|(offset, _)| (offset, buffers)).ok_or(Status::IoError)
     }
 
-    /// The one segment of a discard or of writing zeroes: offset, bytes, flags.
-    fn segment(&self) -> Result<(u64, u64, u32), Status> {
+    /// The one segment of a discard or of writing zeroes, of `most` sectors: offset, bytes, flags.
+    fn segment(&self, most: u32) -> Result<(u64, u64, u32), Status> {
         self.writing()?;
         let buffers = self.buffers(self.to_read)?;
         let mut bytes = [0; SEGMENT];
@@ -358,7 +362,7 @@ impl Data<'_> {
         }
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let (sector, sectors, flags) = (u64::from(word(0)) | u64::from(word(4)) << 32, word(8), word(12));
-        if sectors > Limits::MAX_SEGMENT_SECTORS {
+        if sectors > most {
             return Err(Status::IoError);
         }
         let (offset, len) = self.limits.bytes(sector, u64::from(sectors)).ok_or(Status::IoError)?;

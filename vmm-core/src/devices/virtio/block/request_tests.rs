@@ -208,7 +208,7 @@ fn discards_and_zeroes_are_checked_like_any_write() {
         (VIRTIO_BLK_T_DISCARD, 0, 1, 0, 0, Status::IoError),
         (VIRTIO_BLK_T_DISCARD, 2047, 2, 0, 16, Status::IoError),
         (VIRTIO_BLK_T_DISCARD, u64::MAX, 2, 0, 16, Status::IoError),
-        (VIRTIO_BLK_T_WRITE_ZEROES, 0, Limits::MAX_SEGMENT_SECTORS + 1, 0, 16, Status::IoError),
+        (VIRTIO_BLK_T_WRITE_ZEROES, 0, Limits::MAX_ZEROES_SECTORS + 1, 0, 16, Status::IoError),
         (VIRTIO_BLK_T_WRITE_ZEROES, 0, u32::MAX, 0, 16, Status::IoError),
     ];
     for (kind, sector, sectors, flags, len, expected) in cases {

@@ -41,7 +41,7 @@ pub struct Completion {
 /// Requests that were not answered in time. They are still under way.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{count} requests are still unanswered by the host's disk; the oldest, a {oldest}, for {} ms",
+    "requests without an answer from the host's disk: {count}; the oldest, a {oldest}, since {} ms",
     age.as_millis()
 )]
 pub struct Undrained {
@@ -53,9 +53,7 @@ pub struct Undrained {
     pub age: Duration,
 }
 
-/// Asynchronous I/O on an image, for one queue.
-///
-/// The thread that submits must outlive what it submitted: the kernel may cancel an ended thread's requests.
+/// Asynchronous I/O on an image, for one queue. Any thread may use it, one at a time.
 pub trait Engine: Send {
     /// Takes a request. It may wait for [`Self::kick`].
     fn submit(&mut self, token: u64, operation: Operation);
