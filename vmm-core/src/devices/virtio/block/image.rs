@@ -123,7 +123,6 @@ impl Image {
             },
             _ => opening(e),
         })?;
-        set_waiting(&file).map_err(ImageError::io(path, "making it wait for I/O"))?;
         Self::of(file, config)
     }
 
@@ -175,6 +174,7 @@ impl Image {
         if let Some(holder) = lock::acquire(&file, !config.readonly).map_err(locking)? {
             return Err(ImageError::InUse { path: path.into(), holder });
         }
+        set_waiting(&file).map_err(ImageError::io(path, "making it wait for I/O"))?;
         let size = probe::size(&file, kind).map_err(ImageError::io(path, "reading its size"))?;
         let direct = if config.direct {
             Some(probe::alignment(&file, kind).map_err(ImageError::io(path, "aligning direct I/O"))?)
@@ -265,7 +265,7 @@ impl Image {
     }
 }
 
-/// O_NONBLOCK was for opening only: io_uring would answer EAGAIN where it should wait.
+/// O_NONBLOCK is for opening only: with it, io_uring answers EAGAIN where it should wait.
 fn set_waiting(file: &File) -> nix::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
     fcntl(file, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK)).map(drop)

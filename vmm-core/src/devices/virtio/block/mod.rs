@@ -18,7 +18,7 @@ mod lock;
 mod probe;
 mod request;
 
-pub use self::config::{Aio, BlockConfig};
+pub use self::config::{Aio, BlockConfig, MAX_QUEUES, MAX_SERIAL};
 pub use self::identity::{DeviceIdentity, ImageIdentity};
 pub use self::image::{Backing, Image, ImageError};
 pub use self::lock::Holder;

@@ -15,6 +15,6 @@ mod mac;
 mod tap;
 
 pub use self::announce::{FRAME, rarp};
-pub use self::config::NetConfig;
+pub use self::config::{MAX_QUEUES, NetConfig};
 pub use self::mac::Mac;
 pub use self::tap::{HEADER, Tap, TapError, TapQueue, offloads};

@@ -15,7 +15,8 @@ use super::*;
 fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         let made = unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
-        match made.and_then(|()| File::open(TUN)) {
+        let tap = made.and_then(|()| File::open(TUN));
+        match tap.and_then(|_| Command::new("ip").arg("-V").output()) {
             Ok(_) => test(),
             Err(e) => crate::devices::virtio::skip(format!("no network namespace with taps: {e}")),
         }

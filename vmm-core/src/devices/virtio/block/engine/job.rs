@@ -11,7 +11,7 @@ use crate::devices::virtio::block::probe::Alignment;
 use crate::devices::virtio::buffers::GuestBuffers;
 
 /// The most that is copied at a time for direct I/O: what a guest asks for must not decide how much memory is taken.
-const BOUNCE: usize = 1 << 20;
+const BOUNCE: usize = 256 << 10;
 
 /// One request under way.
 #[derive(Debug)]

@@ -41,7 +41,7 @@ pub struct Completion {
 /// Requests that were not answered in time. They are still under way.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "requests without an answer from the host's disk: {count}; the oldest, a {oldest}, since {} ms",
+    "requests without an answer from the host's disk: {count}; the oldest, a {oldest}, has waited {} ms",
     age.as_millis()
 )]
 pub struct Undrained {

@@ -335,9 +335,9 @@ fn draining_ends_at_its_deadline_and_names_the_oldest_request(make: Make) {
     assert!(took >= limit && took < limit * 20, "{took:?}");
     assert!(error.count == 1 && error.oldest == "read" && error.age >= limit, "{error}");
     assert!(
-        error
-            .to_string()
-            .starts_with("requests without an answer from the host's disk: 1; the oldest, a read, since ")
+        error.to_string().starts_with(
+            "requests without an answer from the host's disk: 1; the oldest, a read, has waited "
+        )
     );
     // What was done is not lost, a pipe's refusal to be synced, and the rest goes on.
     assert!(done.len() == 1 && done[0].token == 2, "{done:?}");
