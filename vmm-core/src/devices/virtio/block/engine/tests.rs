@@ -5,9 +5,14 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::ioctl::ioctl;
+use vmm_sys_util::ioctl_iowr_nr;
 
 use super::*;
 use crate::devices::virtio::block::image::tests::LoopDevice;
@@ -49,6 +54,7 @@ both!(
     more_requests_than_the_engine_does_at_a_time_are_all_done,
     the_event_tells_of_what_is_done,
     draining_ends_at_its_deadline_and_names_the_oldest_request,
+    a_frozen_file_system_holds_writes_up_until_it_thaws,
     a_request_outlives_the_thread_that_asked_for_it,
     a_request_under_way_keeps_its_memory_when_the_engine_goes,
     a_write_that_the_file_is_not_open_for_fails,
@@ -344,6 +350,85 @@ fn draining_ends_at_its_deadline_and_names_the_oldest_request(make: Make) {
     writer.write_all(b"later").unwrap();
     assert!(drain(&mut *engine)[&1].is_ok());
     assert_eq!(memory.read_obj::<[u8; 5]>(GuestAddress(0)).unwrap(), *b"later");
+}
+
+fn a_frozen_file_system_holds_writes_up_until_it_thaws(make: Make) {
+    on_a_file_system(move |directory| {
+        let memory = memory();
+        let image = File::options().read(true).write(true).create_new(true).open(directory.join("disk.img"));
+        let backing = backing(image.unwrap());
+        backing.file.set_len(MIB).unwrap();
+        let Some(mut engine) = make(&backing, 4) else { return };
+        let frozen = Frozen::of(directory);
+        let write = |engine: &mut dyn Engine, token: u64| {
+            let from = buffers(&memory, &[(token * 4096, 4096)]);
+            engine.submit(token, Operation::Write { offset: token * 4096, from, durable: true });
+        };
+        memory.write_slice(&[0xa5; 3 * 4096], GuestAddress(0)).unwrap();
+        (0..3).for_each(|token| write(&mut *engine, token));
+        let mut done = Vec::new();
+        let began = Instant::now();
+        let error = engine.drain(began + Duration::from_millis(100), &mut done).unwrap_err();
+        assert!((error.count, error.oldest) == (3, "write") && done.is_empty(), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(2), "the engine waited with the disk");
+        drop(frozen);
+        assert!(drain(&mut *engine).values().all(Result::is_ok));
+        let mut seen = vec![0; 3 * 4096];
+        backing.file.read_exact_at(&mut seen, 0).unwrap();
+        assert!(seen.iter().all(|byte| *byte == 0xa5));
+    });
+}
+
+/// Runs a test with an ext4 of its own, mounted where nobody else sees it; says so where that is not to be had.
+fn on_a_file_system(test: impl FnOnce(&Path) + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(16 * MIB).unwrap();
+        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image.path()).output();
+        if !made.as_ref().is_ok_and(|output| output.status.success()) {
+            return crate::devices::virtio::skip(format!("no ext4: {made:?}"));
+        }
+        let Some(device) = LoopDevice::over(image.path(), &[]) else { return };
+        let directory = tempfile::tempdir().unwrap();
+        let mounted = unshare(CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE))
+            .and_then(|()| mount(Some(&device.0), directory.path(), Some("ext4"), MsFlags::empty(), NONE));
+        match mounted {
+            Ok(()) => test(directory.path()),
+            Err(e) => crate::devices::virtio::skip(format!("no mount namespace: {e}")),
+        }
+        // The mount goes with the namespace; the loop device is detached once it is gone.
+    });
+    thread.join().unwrap();
+}
+
+const NONE: Option<&str> = None;
+
+/// A file system that takes no writes; it thaws with this value, and after 5 s whatever happens.
+struct Frozen(std::sync::mpsc::Sender<()>, Option<std::thread::JoinHandle<()>>);
+
+impl Frozen {
+    fn of(directory: &Path) -> Self {
+        ioctl_iowr_nr!(FIFREEZE, 0x58, 119, libc::c_int);
+        ioctl_iowr_nr!(FITHAW, 0x58, 120, libc::c_int);
+        let root = File::open(directory).unwrap();
+        // SAFETY: it takes no argument.
+        assert_eq!(unsafe { ioctl(&root, FIFREEZE()) }, 0, "{}", io::Error::last_os_error());
+        let (thaw, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let _ = told.recv_timeout(Duration::from_secs(5));
+            // SAFETY: as above.
+            assert_eq!(unsafe { ioctl(&root, FITHAW()) }, 0);
+        });
+        Self(thaw, Some(thread))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+        self.1.take().unwrap().join().unwrap();
+    }
 }
 
 fn a_request_outlives_the_thread_that_asked_for_it(make: Make) {
