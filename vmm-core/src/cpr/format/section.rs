@@ -41,13 +41,21 @@ pub enum SectionKind {
     I8042 = 14,
     /// When and how an exec began.
     Journey = 15,
+    /// The PCI bus: where BARs decode.
+    PciBus = 16,
+    /// The configuration space of a PCI function; the instance is its slot.
+    PciConfig = 17,
+    /// The MSI-X vectors of a PCI function; the instance is its slot.
+    Msix = 18,
+    /// The virtio transport of a PCI function; the instance is its slot.
+    Virtio = 19,
     /// The last section, empty.
     End = 0xffff_ffff,
 }
 
 impl SectionKind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::Machine,
         Self::Ram,
         Self::Descriptors,
@@ -63,6 +71,10 @@ impl SectionKind {
         Self::RamStamp,
         Self::I8042,
         Self::Journey,
+        Self::PciBus,
+        Self::PciConfig,
+        Self::Msix,
+        Self::Virtio,
         Self::End,
     ];
 
@@ -89,6 +101,10 @@ impl SectionKind {
             Self::RamStamp => "ram-stamp",
             Self::I8042 => "i8042",
             Self::Journey => "journey",
+            Self::PciBus => "pci-bus",
+            Self::PciConfig => "pci-config",
+            Self::Msix => "msix",
+            Self::Virtio => "virtio",
             Self::End => "end",
         }
     }
