@@ -13,8 +13,10 @@ pub mod rtc;
 pub mod serial;
 pub mod virtio;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
+
+use event_manager::MutEventSubscriber;
 
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
@@ -94,6 +96,9 @@ pub enum GuestRequest {
 /// Where a device sends a [`GuestRequest`]. Called on a vCPU thread: must not wait for the vCPU to stop.
 pub type RequestSink = Arc<dyn Fn(GuestRequest) + Send + Sync>;
 
+/// Something in the main thread's event loop.
+pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+
 /// What the machine does with every device.
 pub trait Device: Send + Sync {
     /// The device's id, unique in the machine and stable across versions (`serial0`, `rtc`, `pm`).
@@ -118,6 +123,14 @@ pub trait Device: Send + Sync {
     fn descriptors(&self, _mode: Mode, _fds: &mut FdTable) -> Result<(), DeviceError> {
         Ok(())
     }
+
+    /// What it has in the event loop, if it has something there. It is asked once.
+    fn subscriber(&self) -> Option<Subscriber> {
+        None
+    }
+
+    /// The guest lives on elsewhere: dropping this leaves socket files and terminals as they are.
+    fn hand_over(&self) {}
 
     /// What stands in the way of a handover in this mode.
     fn blockers(&self, _mode: Mode) -> Vec<Blocker> {

@@ -49,13 +49,15 @@ pub enum SectionKind {
     Msix = 18,
     /// The virtio transport of a PCI function; the instance is its slot.
     Virtio = 19,
+    /// The ports of a virtio console; the instance is its slot.
+    VirtioConsole = 24,
     /// The last section, empty.
     End = 0xffff_ffff,
 }
 
 impl SectionKind {
     /// Every kind.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Machine,
         Self::Ram,
         Self::Descriptors,
@@ -75,6 +77,7 @@ impl SectionKind {
         Self::PciConfig,
         Self::Msix,
         Self::Virtio,
+        Self::VirtioConsole,
         Self::End,
     ];
 
@@ -105,6 +108,7 @@ impl SectionKind {
             Self::PciConfig => "pci-config",
             Self::Msix => "msix",
             Self::Virtio => "virtio",
+            Self::VirtioConsole => "virtio-console",
             Self::End => "end",
         }
     }

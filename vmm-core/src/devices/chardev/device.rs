@@ -23,7 +23,7 @@ const HEADROOM: usize = 4 << 10;
 /// A back end: where a device's bytes come from and go to.
 #[derive(Debug)]
 pub struct Chardev {
-    id: &'static str,
+    id: String,
     backend: Backend,
     queue: VecDeque<u8>,
     /// Whether there is somebody to read output.
@@ -43,7 +43,7 @@ pub struct Chardev {
 
 impl Chardev {
     /// Opens a back end for a cold boot. It takes and gives bytes from the beginning.
-    pub fn open(id: &'static str, config: &ChardevConfig) -> Result<Self, DeviceError> {
+    pub fn open(id: &str, config: &ChardevConfig) -> Result<Self, DeviceError> {
         let backend = Backend::open(config).map_err(failed(id, || format!("opening {config}")))?;
         let chardev = Self::with(id, backend, false)?;
         if let Some(path) = chardev.pty_path() {
@@ -53,18 +53,18 @@ impl Chardev {
     }
 
     /// Opens a back end again by its configuration (`cpr-reboot`). It stands still until [`Self::resume`].
-    pub fn reopen(id: &'static str, config: &ChardevConfig) -> Result<Self, DeviceError> {
+    pub fn reopen(id: &str, config: &ChardevConfig) -> Result<Self, DeviceError> {
         let mut chardev = Self::open(id, config)?;
         (chardev.stopped, chardev.held, chardev.reopened) = (true, true, true);
         Ok(chardev)
     }
 
     /// Takes a back end's descriptors over. It stands still until [`Self::resume`].
-    pub fn adopt(id: &'static str, config: &ChardevConfig, fds: &mut FdTable) -> Result<Self, DeviceError> {
+    pub fn adopt(id: &str, config: &ChardevConfig, fds: &mut FdTable) -> Result<Self, DeviceError> {
         Self::with(id, Backend::adopt(id, config, fds)?, true)
     }
 
-    fn with(id: &'static str, backend: Backend, stopped: bool) -> Result<Self, DeviceError> {
+    fn with(id: &str, backend: Backend, stopped: bool) -> Result<Self, DeviceError> {
         let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
             .map_err(failed(id, || "making an eventfd".into()))?;
         let attached = match &backend {
@@ -73,7 +73,7 @@ impl Chardev {
             Backend::Null | Backend::Stdio(_) | Backend::File(_) => true,
         };
         Ok(Self {
-            id,
+            id: id.into(),
             backend,
             queue: VecDeque::new(),
             attached,
@@ -88,8 +88,8 @@ impl Chardev {
     }
 
     /// The device's id.
-    pub fn id(&self) -> &'static str {
-        self.id
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// The path of the pseudo-terminal, if it is one.
@@ -103,6 +103,25 @@ impl Chardev {
     /// Whether the guest may send. When it may not, a wake follows as soon as it may.
     pub fn room(&self) -> bool {
         !self.attached || self.queue.len() < QUEUE
+    }
+
+    /// Whether that many bytes can be sent now without one being lost. When not, a wake follows as soon as there is more
+    /// room.
+    pub fn takes(&self, len: usize) -> bool {
+        !self.attached || self.queue.is_empty() || self.queue.len() + len <= QUEUE
+    }
+
+    /// Whether somebody is at the other end, as far as that can be known.
+    pub fn is_connected(&self) -> bool {
+        match &self.backend {
+            Backend::Unix(unix) => unix.client.as_ref().is_some_and(|client| !client.ended && !client.is_gone()),
+            Backend::Null | Backend::Stdio(_) | Backend::File(_) | Backend::Pty(_) => true,
+        }
+    }
+
+    /// Whether all that a client had to say has been read, and it is to be let go of ([`Self::service`]).
+    pub fn has_ended(&self) -> bool {
+        matches!(&self.backend, Backend::Unix(unix) if unix.client.as_ref().is_some_and(|client| client.ended))
     }
 
     /// Sends bytes, or queues them, or drops them where there is nobody to read them.
@@ -138,7 +157,7 @@ impl Chardev {
             tracing::error!("{}: watching its eventfd: {e}", self.id);
         }
         for (_, fd) in self.backend.descriptors() {
-            watch(self.id, &fd, ops);
+            watch(&self.id, &fd, ops);
         }
     }
 
@@ -177,7 +196,7 @@ impl Chardev {
             return;
         }
         let Some(client) = unix.accept() else { return };
-        watch(self.id, &client.stream, ops);
+        watch(&self.id, &client.stream, ops);
         if let Some(gone) = unix.client.replace(client) {
             tracing::warn!("{}: a client left input that the guest did not read; it is dropped", self.id);
             let _ = ops.remove(Events::empty(&gone.stream));
@@ -279,7 +298,7 @@ impl Chardev {
     pub fn load(&mut self, state: ChardevState) -> Result<(), DeviceError> {
         if state.output.len() > QUEUE + HEADROOM {
             return Err(DeviceError::State {
-                device: self.id.into(),
+                device: self.id.clone(),
                 found: format!("{} bytes of output", state.output.len()),
                 expected: format!("at most {}", QUEUE + HEADROOM),
             });

@@ -10,7 +10,7 @@ use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::fds::FdTable;
 use crate::cpr::format::{StateReader, StateWriter};
-use crate::devices::DeviceError;
+use crate::devices::{DeviceError, Subscriber};
 
 /// What a device shows itself as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +65,20 @@ pub trait VirtioDevice: Send + Sync {
 
     /// Forgets what the driver told it. It is stopped.
     fn reset(&self) {}
+
+    /// Takes nothing from and gives nothing to the host any more. It is stopped.
+    fn quiesce(&self) {}
+
+    /// Deals with the host again, after [`Self::quiesce`] or [`Self::load`]. It is started after this.
+    fn resume(&self) {}
+
+    /// See [`Device::hand_over`](crate::devices::Device::hand_over).
+    fn hand_over(&self) {}
+
+    /// See [`Device::subscriber`](crate::devices::Device::subscriber).
+    fn subscriber(&self) -> Option<Subscriber> {
+        None
+    }
 
     /// Writes its own sections as instances numbered `slot`. It is stopped.
     fn save(&self, _slot: u32, _out: &mut StateWriter) -> Result<(), DeviceError> {

@@ -13,6 +13,7 @@
 
 pub mod block;
 pub mod buffers;
+pub mod console;
 mod device;
 mod interrupt;
 pub mod net;

@@ -34,7 +34,8 @@ pub struct ActiveQueue {
 }
 
 impl ActiveQueue {
-    fn wrong(&self, why: impl std::fmt::Display) -> RingError {
+    /// What is wrong with it, or with what a driver has put in it.
+    pub fn broken(&self, why: impl std::fmt::Display) -> RingError {
         RingError { queue: self.index, why: why.to_string() }
     }
 
@@ -46,22 +47,28 @@ impl ActiveQueue {
     ) -> Result<Option<DescriptorChain<&'m GuestMemoryMmap>>, RingError> {
         match self.ring.iter(memory) {
             Ok(mut chains) => Ok(chains.next()),
-            Err(error) => Err(self.wrong(error)),
+            Err(error) => Err(self.broken(error)),
         }
+    }
+
+    /// Leaves the chain that was taken last in the queue: it comes again.
+    pub fn unpop(&mut self) {
+        let next = self.ring.next_avail().wrapping_sub(1);
+        self.ring.set_next_avail(next);
     }
 
     /// Gives a chain back, with `written` bytes in it.
     pub fn push(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) -> Result<(), RingError> {
-        self.ring.add_used(memory, head, written).map_err(|error| self.wrong(error))
+        self.ring.add_used(memory, head, written).map_err(|error| self.broken(error))
     }
 
     /// Interrupts the driver if it wants to hear of what was given back.
     pub fn notify(&mut self, memory: &GuestMemoryMmap) -> Result<(), RingError> {
         let wanted = if self.ring.event_idx_enabled() {
-            self.ring.needs_notification(memory).map_err(|error| self.wrong(error))?
+            self.ring.needs_notification(memory).map_err(|error| self.broken(error))?
         } else {
             let flags = memory.read_obj::<u16>(GuestAddress(self.ring.avail_ring()));
-            u16::from_le(flags.map_err(|error| self.wrong(error))?) & NO_INTERRUPT == 0
+            u16::from_le(flags.map_err(|error| self.broken(error))?) & NO_INTERRUPT == 0
         };
         if wanted {
             self.interrupt.queue(self.index);
@@ -71,6 +78,6 @@ impl ActiveQueue {
 
     /// Asks the driver for notifications. `true` when there is already something new, for which none will come.
     pub fn listen(&mut self, memory: &GuestMemoryMmap) -> Result<bool, RingError> {
-        self.ring.enable_notification(memory).map_err(|error| self.wrong(error))
+        self.ring.enable_notification(memory).map_err(|error| self.broken(error))
     }
 }

@@ -74,6 +74,11 @@ impl Worker {
         Ok(Self { id: id.to_owned(), shared, thread: Some(thread) })
     }
 
+    /// The device's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Gives it queues to serve. It must not have any.
     pub fn start(&self, run: Run) {
         self.shared.send(Command::Start(run));

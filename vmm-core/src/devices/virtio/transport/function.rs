@@ -18,7 +18,7 @@ use crate::devices::pci::msi::{Doorbells, MsiVectors};
 use crate::devices::pci::{Bar, ConfigSpace, Intx, IntxLine, LINES, Msix, PciConfigState, PciFunction};
 use crate::devices::virtio::interrupt::NO_VECTOR;
 use crate::devices::virtio::{ActiveQueue, Interrupt, Run, VirtioDevice};
-use crate::devices::{Device, DeviceError};
+use crate::devices::{Device, DeviceError, Subscriber};
 use crate::x86::layout::PCI_INTX_GSI;
 
 /// How long a vCPU that resets the device waits for it. The driver asks again.
@@ -336,6 +336,7 @@ impl Device for VirtioPci {
     fn quiesce(&self, deadline: Instant) -> Result<(), DeviceError> {
         let mut inner = lock(&self.inner);
         self.stop(&mut inner, deadline)?;
+        self.device.quiesce();
         inner.quiesced = true;
         Ok(())
     }
@@ -343,6 +344,7 @@ impl Device for VirtioPci {
     fn resume(&self) {
         let mut inner = lock(&self.inner);
         inner.quiesced = false;
+        self.device.resume();
         if inner.running || inner.registers.status & DRIVER_OK == 0 {
             return;
         }
@@ -407,5 +409,13 @@ impl Device for VirtioPci {
 
     fn blockers(&self, mode: Mode) -> Vec<Blocker> {
         self.device.blockers(mode)
+    }
+
+    fn hand_over(&self) {
+        self.device.hand_over();
+    }
+
+    fn subscriber(&self) -> Option<Subscriber> {
+        self.device.subscriber()
     }
 }
