@@ -14,10 +14,6 @@ pub fn resume(resume: Resume) -> anyhow::Result<ExitCode> {
     match Owner::new(options)?.resume(resume.from) {
         // It was only asked whether it could, and it could.
         Err(OwnerError::Transfer(TargetError::Probe)) => Ok(ExitCode::SUCCESS),
-        Err(error) if error.guest_is_lost() => {
-            eprintln!("cpr-load: {error}");
-            Ok(ExitCode::from(4))
-        }
         result => Ok(ended(result?)),
     }
 }

@@ -351,7 +351,6 @@ pub fn readable_versions() -> Versions {
         .with::<crate::devices::chardev::ChardevState>()
         .with::<crate::devices::rtc::RtcState>()
         .with::<crate::devices::pm::PmState>()
-        .with::<crate::cpr::exec::state::DescriptorNumbers>()
         .with::<crate::cpr::exec::state::Journey>()
         .with::<crate::cpr::reboot::stamp::RamStamp>()
         .with::<crate::monitor::server::MonitorState>()
