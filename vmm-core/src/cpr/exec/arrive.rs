@@ -5,8 +5,9 @@
 
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
+use std::time::Duration;
 
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::command::Arrival;
@@ -33,6 +34,9 @@ pub enum ArriveError {
     /// The stopover did not give it, or it could not be taken.
     #[error("after the exec: {0}")]
     Target(#[from] TargetError),
+    /// The guest powered off on its way.
+    #[error("the guest powered off while this process executed its new binary")]
+    GuestEnded,
     /// The process at the other end is no stopover.
     #[error("taking the guest over after the exec: the process that has it does not say that it is an exec")]
     NoJourney,
@@ -76,7 +80,19 @@ pub fn arrive(arrival: Arrival, overrides: &Overrides) -> Result<Arrived, Arrive
         let failed = way_back.go(&error.to_string());
         tracing::error!("executing the old binary again: {failed}");
     }
-    Err(error)
+    if stopover_ended_well() { Err(ArriveError::GuestEnded) } else { Err(error) }
+}
+
+/// Whether the stopover, this process's only child, has come to an orderly end: then its guest has, too. It may just be
+/// about to.
+fn stopover_ended_well() -> bool {
+    for _ in 0..20 {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(50)),
+            ended => return matches!(ended, Ok(WaitStatus::Exited(_, 0))),
+        }
+    }
+    false
 }
 
 fn take_over(arrival: Arrival, overrides: &Overrides) -> Result<Arrived, ArriveError> {
