@@ -22,7 +22,7 @@ use crate::devices::pci::PciBus;
 use crate::devices::pm::Pm;
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Serial;
-use crate::devices::{Device, DeviceError};
+use crate::devices::{Device, DeviceError, Subscriber};
 use crate::memory::{self, GuestRam, RamBlock};
 use crate::vcpu::group::Vcpus;
 use crate::vcpu::plan::{self, VcpuPlan};
@@ -57,6 +57,18 @@ impl Devices {
         let fixed: [&dyn Device; 4] = [&*self.serial, &*self.pm, &*self.rtc, &*self.i8042];
         let functions = self.pci.functions().map(|function| &**function as &dyn Device);
         fixed.into_iter().chain(functions).chain([&*self.pci as &dyn Device])
+    }
+
+    /// What they have in the event loop.
+    pub fn subscribers(&self) -> Vec<Subscriber> {
+        let serial: Subscriber = Arc::new(Mutex::new(self.serial.subscriber()));
+        let others = self.pci.functions().filter_map(|function| function.subscriber());
+        std::iter::once(serial).chain(others).collect()
+    }
+
+    /// The guest lives on elsewhere: dropping them leaves socket files and terminals as they are.
+    pub fn hand_over(&self) {
+        self.all().for_each(Device::hand_over);
     }
 
     fn new(

@@ -358,7 +358,6 @@ pub fn readable_versions() -> Versions {
         .with::<crate::devices::pci::MsixState>()
         .with::<crate::devices::virtio::VirtioState>()
         .with::<crate::devices::virtio::console::ConsoleState>()
-        .with::<crate::cpr::exec::state::DescriptorNumbers>()
         .with::<crate::cpr::exec::state::Journey>()
         .with::<crate::cpr::reboot::stamp::RamStamp>()
         .with::<crate::monitor::server::MonitorState>()

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
+use event_manager::{EventManager, SubscriberId, SubscriberOps};
 
 use super::inbox::{Inbox, InboxWaker};
 use super::incoming;
@@ -13,9 +13,9 @@ use super::{Guest, Options, Origin, OwnerError, Shared, Task, lock};
 use crate::config::MachineConfig;
 use crate::cpr::Mode;
 use crate::cpr::error::HandoverError;
-use crate::cpr::exec::depart::{self, Departure};
 use crate::cpr::ownership::Claim;
 use crate::cpr::report::Phase;
+use crate::devices::Subscriber;
 use crate::machine::events::MachineEvent;
 use crate::machine::run_state::RunState;
 use crate::machine::{Machine, Overrides};
@@ -25,8 +25,6 @@ use crate::monitor::{Control, Incoming as IncomingFrom};
 
 /// For what clients are still to be told at the end.
 const FAREWELL: Duration = Duration::from_millis(500);
-
-type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 
 /// How the process ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +42,8 @@ pub struct Owner {
     shared: Arc<Shared>,
     manager: EventManager<Subscriber>,
     monitor: Arc<Mutex<MonitorServer>>,
-    serial: Option<SubscriberId>,
+    /// The guest's devices.
+    devices: Vec<SubscriberId>,
     options: Options,
     terminating: bool,
     ended: Option<Result<Ended, OwnerError>>,
@@ -66,7 +65,7 @@ impl Owner {
         manager.add_subscriber(Arc::new(Mutex::new(InboxWaker(inbox))) as Subscriber);
         manager.add_subscriber(Arc::new(Mutex::new(signals)) as Subscriber);
         manager.add_subscriber(Arc::clone(&monitor) as Subscriber);
-        Ok(Self { shared, manager, monitor, serial: None, options, terminating: false, ended: None })
+        Ok(Self { shared, manager, monitor, devices: Vec::new(), options, terminating: false, ended: None })
     }
 
     /// Boots a guest and serves it until it ends or is given away.
@@ -136,13 +135,13 @@ impl Owner {
     /// Serves a machine that was just entered.
     fn settle(&mut self, machine: Machine) {
         let machine = Arc::new(machine);
-        self.serial =
-            Some(self.manager.add_subscriber(Arc::new(Mutex::new(machine.devices().serial.subscriber()))));
+        let subscribers = machine.devices().subscribers().into_iter();
+        self.devices = subscribers.map(|subscriber| self.manager.add_subscriber(subscriber)).collect();
         *lock(&self.shared.guest) = Guest::Here(machine);
     }
 
     fn take_in(&mut self, guest: incoming::Guest) {
-        let incoming::Guest { machine, mut fds, monitor, report, came_back, settings } = guest;
+        let incoming::Guest { machine, mut fds, monitor, report, came_back, settings, onward } = guest;
         if let Some(settings) = settings {
             self.shared.apply(&settings);
         }
@@ -161,6 +160,10 @@ impl Owner {
             }
             // It listens already: by its own path, or by the name that the file gave before the guest was claimed.
             Some(_) | None => {}
+        }
+        if let Some(onward) = onward {
+            // Its clients are told once it has come where it is going.
+            return self.shared.begin_return(onward);
         }
         if let Some(why) = came_back {
             self.shared.failed(Mode::CprExec, &HandoverError::new(Phase::Handover, why));
@@ -219,17 +222,25 @@ impl Owner {
                 Ok(guest) => self.take_in(guest),
                 Err(error) => self.end(Err(error)),
             },
-            Task::Depart { cancel, command, limits, watch } => {
+            Task::Depart { ready, departure, terms, watch } => {
+                let Some(machine) = self.shared.guest() else { return departure.call_off() };
+                if let Some(departure) = self.shared.depart(&machine, ready, departure, terms, watch) {
+                    let error = departure.execute();
+                    tracing::error!(
+                        "this process cannot execute anything: {error}; the guest stays where it went"
+                    );
+                    self.leave();
+                }
+            }
+            Task::Return { ready, onward, terms, watch } => {
                 let Some(machine) = self.shared.guest() else { return };
-                let shared = Arc::clone(&self.shared);
-                let mut board = |writer: &mut _, fds: &mut _| shared.board(true, writer, fds);
-                let settings = self.shared.settings();
-                let departure = Departure { command, limits, cancel, settings };
-                let error = depart::depart(&machine, &departure, watch, &mut board);
-                self.shared.failed(Mode::CprExec, &error);
+                if self.shared.give_back(&machine, ready, onward, terms, watch) {
+                    release::release(machine);
+                    self.leave();
+                }
             }
             Task::GivenAway(report) => {
-                self.forget_serial();
+                self.forget_devices();
                 if report.mode == Mode::CprTransfer {
                     self.server().release_listeners();
                 }
@@ -238,11 +249,18 @@ impl Owner {
         }
     }
 
-    fn forget_serial(&mut self) {
-        if let Some(id) = self.serial.take()
-            && let Err(error) = self.manager.remove_subscriber(id)
-        {
-            tracing::error!("letting go of the serial port: {error:?}");
+    /// The guest and the monitor's clients are another process's: nothing is told to anybody any more.
+    fn leave(&mut self) {
+        self.forget_devices();
+        self.server().abandon();
+        self.end(Ok(Ended::GivenAway));
+    }
+
+    fn forget_devices(&mut self) {
+        for id in self.devices.drain(..) {
+            if let Err(error) = self.manager.remove_subscriber(id) {
+                tracing::error!("letting go of a device: {error:?}");
+            }
         }
     }
 
@@ -293,10 +311,10 @@ impl Owner {
     fn reset(&mut self, guest: bool) {
         let Some(machine) = self.shared.guest() else { return };
         machine.end(RunState::Shutdown);
-        self.forget_serial();
+        self.forget_devices();
         let config = machine.config().clone();
         let kept = machine.descriptors(Mode::CprExec);
-        machine.devices().serial.hand_over();
+        machine.devices().hand_over();
         // Whoever still looks at the old machine must not keep its RAM from the new one.
         if let Some(Err(error)) = machine.ram_block().map(crate::memory::RamBlock::release_lock) {
             tracing::warn!("{error}");

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::FormatError;
 
-/// What a section holds. Numbers are on the wire, and never reused.
+/// What a section holds. Numbers are on the wire, and never reused (3 was never released).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum SectionKind {
@@ -15,8 +15,6 @@ pub enum SectionKind {
     Machine = 1,
     /// RAM blocks: name, size, backing, guest address.
     Ram = 2,
-    /// Names of the descriptors that are kept.
-    Descriptors = 3,
     /// Interrupt chips, PIT, routing.
     Vm = 4,
     /// The guest's clock against the host's.
@@ -39,7 +37,7 @@ pub enum SectionKind {
     RamStamp = 13,
     /// The keyboard controller.
     I8042 = 14,
-    /// When and how an exec began.
+    /// How an exec has gone so far.
     Journey = 15,
     /// The PCI bus: where BARs decode.
     PciBus = 16,
@@ -57,10 +55,9 @@ pub enum SectionKind {
 
 impl SectionKind {
     /// Every kind.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: &[Self] = &[
         Self::Machine,
         Self::Ram,
-        Self::Descriptors,
         Self::Vm,
         Self::Clock,
         Self::Vcpu,
@@ -83,7 +80,7 @@ impl SectionKind {
 
     /// The kind with this number on the wire.
     pub fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u32 == number)
+        Self::ALL.iter().copied().find(|kind| *kind as u32 == number)
     }
 
     /// Its name in messages and JSON.
@@ -91,7 +88,6 @@ impl SectionKind {
         match self {
             Self::Machine => "machine",
             Self::Ram => "ram",
-            Self::Descriptors => "descriptors",
             Self::Vm => "vm",
             Self::Clock => "clock",
             Self::Vcpu => "vcpu",

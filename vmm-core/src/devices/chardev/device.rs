@@ -114,7 +114,9 @@ impl Chardev {
     /// Whether somebody is at the other end, as far as that can be known.
     pub fn is_connected(&self) -> bool {
         match &self.backend {
-            Backend::Unix(unix) => unix.client.as_ref().is_some_and(|client| !client.ended && !client.is_gone()),
+            Backend::Unix(unix) => {
+                unix.client.as_ref().is_some_and(|client| !client.ended && !client.is_gone())
+            }
             Backend::Null | Backend::Stdio(_) | Backend::File(_) | Backend::Pty(_) => true,
         }
     }

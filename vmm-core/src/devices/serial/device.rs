@@ -105,11 +105,6 @@ impl Serial {
         self.lock().chardev.pty_path().map(Into::into)
     }
 
-    /// The guest lives on elsewhere: dropping this leaves the socket file and the terminal as they are.
-    pub fn hand_over(&self) {
-        self.lock().chardev.hand_over();
-    }
-
     pub(super) fn watch(&self, ops: &mut EventOps) {
         self.lock().chardev.watch(ops);
     }
@@ -241,6 +236,10 @@ impl Device for Serial {
         inner.uart = uart;
         inner.throttled = serial.throttled;
         Ok(())
+    }
+
+    fn hand_over(&self) {
+        self.lock().chardev.hand_over();
     }
 
     fn descriptors(&self, mode: Mode, fds: &mut FdTable) -> Result<(), DeviceError> {

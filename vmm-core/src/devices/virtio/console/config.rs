@@ -34,7 +34,9 @@ impl ConsoleConfig {
             name.is_empty() || name.len() > 64 || !name.bytes().all(|byte| byte.is_ascii_graphic())
         };
         match self.ports.keys().find(unfit) {
-            Some(name) => Err(format!("port name '{name}'; expected 1 to 64 printable letters without a space")),
+            Some(name) => {
+                Err(format!("port name '{name}'; expected 1 to 64 printable letters without a space"))
+            }
             None => Ok(()),
         }
     }
@@ -43,7 +45,8 @@ impl ConsoleConfig {
     /// place, so that it is the same in every process.
     pub fn numbered(&self) -> Vec<(u32, Option<&str>, &ChardevConfig)> {
         let console = self.console.iter().map(|chardev| (0, None, chardev));
-        let named = (1..).zip(&self.ports).map(|(number, (name, chardev))| (number, Some(name.as_str()), chardev));
+        let named =
+            (1..).zip(&self.ports).map(|(number, (name, chardev))| (number, Some(name.as_str()), chardev));
         console.chain(named).collect()
     }
 }

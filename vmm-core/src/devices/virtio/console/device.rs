@@ -160,7 +160,8 @@ impl VirtioDevice for Console {
 
     fn load(&self, slot: u32, state: &mut StateReader) -> Result<(), DeviceError> {
         let ConsoleState { ports } = state.take(slot)?;
-        let numbers = |list: &mut dyn Iterator<Item = u32>| list.map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+        let numbers =
+            |list: &mut dyn Iterator<Item = u32>| list.map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
         let found = numbers(&mut ports.iter().map(|port| port.number));
         let expected = numbers(&mut self.shared.ports.iter().map(|port| port.number));
         let impossible = DeviceError::impossible(self.id());

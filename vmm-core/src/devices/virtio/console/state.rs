@@ -30,12 +30,7 @@ pub(super) struct PortState {
 
 impl PortState {
     pub(super) fn of(number: u32, stream: &Stream) -> Self {
-        Self {
-            number,
-            open: stream.open,
-            told_connected: stream.told_connected,
-            due: stream.due.bits(),
-        }
+        Self { number, open: stream.open, told_connected: stream.told_connected, due: stream.due.bits() }
     }
 
     /// Puts a port in this state, or says what it found and what it expected.
