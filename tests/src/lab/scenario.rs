@@ -55,7 +55,10 @@ pub struct Guest {
     /// What its RAM is made of.
     #[serde(default)]
     pub backing: Backing,
-    /// What load it puts on itself: `mem`, `cpu`.
+    /// Its devices, as `cpr-load boot --device` takes them.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// What load it puts on itself: `mem`, `cpu`, `rng`.
     #[serde(default = "all_load")]
     pub load: Vec<String>,
     /// MiB of memory that it writes and verifies without end.

@@ -123,13 +123,10 @@ impl VirtioPci {
     fn active_queues(&self, registers: &Registers) -> Result<Vec<ActiveQueue>, String> {
         let enabled = registers.queues.iter().zip(0..).filter(|(queue, _)| queue.enabled);
         let queue = |(queue, index): (&QueueRegisters, u16)| {
-            Ok(ActiveQueue {
-                index,
-                ring: ring(queue, registers.features & EVENT_IDX != 0, &self.memory)
-                    .map_err(|error| format!("queue {index}: {error}"))?,
-                kick: Arc::clone(&self.kicks[usize::from(index)]),
-                interrupt: Arc::clone(&self.interrupt),
-            })
+            let ring = ring(queue, registers.features & EVENT_IDX != 0, &self.memory)
+                .map_err(|error| format!("queue {index}: {error}"))?;
+            let kick = Arc::clone(&self.kicks[usize::from(index)]);
+            Ok(ActiveQueue::new(index, ring, kick, Arc::clone(&self.interrupt)))
         };
         enabled.map(queue).collect()
     }
