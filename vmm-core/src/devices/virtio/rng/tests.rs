@@ -11,7 +11,7 @@ use super::*;
 use crate::devices::IrqLine;
 use crate::devices::pci::fake::{Line, Vectors};
 use crate::devices::pci::{Intx, IntxLine, Msix};
-use crate::devices::virtio::{ActiveQueue, Interrupt, Run};
+use crate::devices::virtio::{ActiveQueue, Interrupt, Run, VirtioDevice};
 
 /// Puts one chain of these buffers (address, bytes, writable) in a queue, lets the device answer, and gives the bytes that
 /// it says it has written, or whether it needs a reset.
@@ -56,7 +56,7 @@ fn every_writable_buffer_is_filled_and_no_other_byte() {
     let zeros = |at, length| {
         let mut bytes = vec![0; length];
         memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
-        bytes.iter().filter(|byte| **byte == 0).count()
+        bytes.into_iter().filter(|byte| *byte == 0_u8).count()
     };
     assert_eq!((zeros(0x5000, 8), zeros(0x63e8, 1000), zeros(0x8018, 1000)), (8, 1000, 1000));
     assert!(zeros(0x6000, 1000) < 50 && zeros(0x8000, 24) < 8);

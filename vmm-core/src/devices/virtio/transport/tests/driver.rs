@@ -43,7 +43,7 @@ impl Handler for Answer {
 }
 
 impl VirtioDevice for Echo {
-    fn id(&self) -> &str {
+    fn id(&self) -> &'static str {
         "echo"
     }
 
