@@ -49,7 +49,7 @@ pub(super) fn bus(
             )));
         };
         let device = match device {
-            DeviceConfig::VirtioRng(_) => Rng::new(id)?,
+            DeviceConfig::VirtioRng(_) => Arc::new(Rng::new(id)?),
         };
         bus.add(slot, VirtioPci::new(slot, device, wires.clone())?)?;
     }

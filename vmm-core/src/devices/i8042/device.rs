@@ -50,7 +50,7 @@ impl DevicePio for I8042 {
 }
 
 impl Device for I8042 {
-    fn id(&self) -> &str {
+    fn id(&self) -> &'static str {
         "i8042"
     }
 

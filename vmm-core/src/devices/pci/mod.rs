@@ -39,3 +39,5 @@ pub use self::windows::Windows;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use self::tests::fake;

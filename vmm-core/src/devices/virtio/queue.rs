@@ -31,9 +31,16 @@ pub struct ActiveQueue {
     pub kick: Arc<EventFd>,
     /// The way back.
     pub interrupt: Arc<Interrupt>,
+    /// Something was given back since the driver was last told.
+    used: bool,
 }
 
 impl ActiveQueue {
+    /// A queue that a device may work on.
+    pub fn new(index: u16, ring: Queue, kick: Arc<EventFd>, interrupt: Arc<Interrupt>) -> Self {
+        Self { index, ring, kick, interrupt, used: false }
+    }
+
     /// What is wrong with it, or with what a driver has put in it.
     pub fn broken(&self, why: impl std::fmt::Display) -> RingError {
         RingError { queue: self.index, why: why.to_string() }
@@ -59,11 +66,15 @@ impl ActiveQueue {
 
     /// Gives a chain back, with `written` bytes in it.
     pub fn push(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) -> Result<(), RingError> {
+        self.used = true;
         self.ring.add_used(memory, head, written).map_err(|error| self.broken(error))
     }
 
-    /// Interrupts the driver if it wants to hear of what was given back.
+    /// Interrupts the driver if something was given back and it wants to hear of that.
     pub fn notify(&mut self, memory: &GuestMemoryMmap) -> Result<(), RingError> {
+        if !std::mem::take(&mut self.used) {
+            return Ok(());
+        }
         let wanted = if self.ring.event_idx_enabled() {
             self.ring.needs_notification(memory).map_err(|error| self.broken(error))?
         } else {

@@ -155,7 +155,7 @@ impl PciFunction for Function {
 }
 
 impl Device for Function {
-    fn id(&self) -> &str {
+    fn id(&self) -> &'static str {
         "fake"
     }
 

@@ -18,6 +18,8 @@ mod events;
 mod port;
 mod state;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 pub use self::config::{ConsoleConfig, MAX_PORTS};
 pub use self::device::Console;

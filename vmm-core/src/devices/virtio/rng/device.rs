@@ -1,6 +1,5 @@
 //! The device.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use vm_memory::{Bytes, GuestMemoryMmap};
@@ -25,10 +24,10 @@ pub struct Rng {
 
 impl Rng {
     /// A device after reset.
-    pub fn new(id: &str) -> Result<Arc<dyn VirtioDevice>, DeviceError> {
+    pub fn new(id: &str) -> Result<Self, DeviceError> {
         // Waits for the host's generator now, so that no request does later.
         fill(&mut [0; 1]).map_err(DeviceError::io(id, "getrandom"))?;
-        Ok(Arc::new(Self { id: id.to_owned(), worker: Worker::spawn(id, Filler)? }))
+        Ok(Self { id: id.to_owned(), worker: Worker::spawn(id, Filler)? })
     }
 }
 

@@ -123,13 +123,10 @@ impl VirtioPci {
     fn active_queues(&self, registers: &Registers) -> Result<Vec<ActiveQueue>, String> {
         let enabled = registers.queues.iter().zip(0..).filter(|(queue, _)| queue.enabled);
         let queue = |(queue, index): (&QueueRegisters, u16)| {
-            Ok(ActiveQueue {
-                index,
-                ring: ring(queue, registers.features & EVENT_IDX != 0, &self.memory)
-                    .map_err(|error| format!("queue {index}: {error}"))?,
-                kick: Arc::clone(&self.kicks[usize::from(index)]),
-                interrupt: Arc::clone(&self.interrupt),
-            })
+            let ring = ring(queue, registers.features & EVENT_IDX != 0, &self.memory)
+                .map_err(|error| format!("queue {index}: {error}"))?;
+            let kick = Arc::clone(&self.kicks[usize::from(index)]);
+            Ok(ActiveQueue::new(index, ring, kick, Arc::clone(&self.interrupt)))
         };
         enabled.map(queue).collect()
     }
@@ -187,15 +184,11 @@ impl VirtioPci {
                     tracing::debug!("{error}: its reset goes on");
                 }
             }
-            Some(Request::Status(status)) => {
-                if inner.registers.set_status(status) {
-                    self.start(&mut inner);
-                }
-            }
+            Some(Request::Status(status)) if inner.registers.set_status(status) => self.start(&mut inner),
             Some(Request::Vector(queue, vector)) => self.interrupt.set_vector(queue, vector),
             Some(Request::Enable(index)) => self.with_queue(&mut inner, index, |queue| queue.enabled = true),
             Some(Request::ResetQueue(index)) => self.with_queue(&mut inner, index, QueueRegisters::reset),
-            None => {}
+            Some(Request::Status(_)) | None => {}
         }
     }
 
@@ -215,22 +208,21 @@ impl VirtioPci {
             let _ = kick.write(1);
         }
     }
+}
 
-    /// Where in the BAR the configuration access capability points, for accesses of up to `most` bytes.
-    fn access(&self, config: &Config, most: usize) -> Option<(u64, usize)> {
-        let mut field = [0; 10];
-        config.space.read(config.access + 4, &mut field);
-        let word = |at: usize| u32::from_le_bytes([field[at], field[at + 1], field[at + 2], field[at + 3]]);
-        // Its bytes 4, 8 and 12: BAR, offset, length.
-        let mut length = [0; 4];
-        config.space.read(config.access + 12, &mut length);
-        let (bar, offset, length) = (usize::from(field[0]), u64::from(word(4)), u32::from_le_bytes(length));
-        let fits = matches!(length, 1 | 2 | 4)
-            && length as usize <= most
-            && offset.is_multiple_of(length.into())
-            && offset + u64::from(length) <= BAR.size;
-        (bar == BAR.index && fits).then_some((offset, length as usize))
-    }
+/// Where in the BAR the configuration access capability points, for accesses of up to `most` bytes.
+fn access(config: &Config, most: usize) -> Option<(u64, usize)> {
+    let word = |offset| {
+        let mut word = [0; 4];
+        config.space.read(config.access + offset, &mut word);
+        u32::from_le_bytes(word)
+    };
+    let (bar, offset, length) = ((word(4) & 0xff) as usize, u64::from(word(8)), word(12));
+    let fits = matches!(length, 1 | 2 | 4)
+        && length as usize <= most
+        && offset.is_multiple_of(length.into())
+        && offset + u64::from(length) <= BAR.size;
+    (bar == BAR.index && fits).then_some((offset, length as usize))
 }
 
 /// The ring that a queue's registers describe, if all of it is in memory.
@@ -259,7 +251,7 @@ impl PciFunction for VirtioPci {
         let mut config = lock(&self.config);
         let window = config.access + 16;
         if offset == window
-            && let Some((at, length)) = self.access(&config, data.len())
+            && let Some((at, length)) = access(&config, data.len())
         {
             drop(config);
             self.read_bar(BAR.index, at, &mut data[..length]);
@@ -273,7 +265,7 @@ impl PciFunction for VirtioPci {
         let mut config = lock(&self.config);
         config.space.write(offset, data);
         if offset == config.access + 16
-            && let Some((at, length)) = self.access(&config, data.len())
+            && let Some((at, length)) = access(&config, data.len())
         {
             drop(config);
             self.write_bar(BAR.index, at, &data[..length]);
