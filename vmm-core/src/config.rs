@@ -5,6 +5,7 @@
 //! 3. [`MachineConfig::validate`] finds what can be known to fail before anything is built.
 
 mod chardev;
+mod device;
 mod memory;
 mod set;
 mod size;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use self::chardev::ChardevConfig;
+pub use self::device::DeviceConfig;
 pub use self::memory::{Backing, HugePageSize, MemoryConfig};
 pub use self::size::ByteSize;
 pub use self::uuid::Uuid;
@@ -66,6 +68,9 @@ pub struct MachineConfig {
     /// Where the serial port (COM1) goes.
     #[serde(default)]
     pub serial: ChardevConfig,
+    /// Devices on the PCI bus.
+    #[serde(default, rename = "device", skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceConfig>,
 }
 
 /// What the vCPUs show of the host's features.
@@ -118,6 +123,11 @@ impl MachineConfig {
         set::apply(self, assignment)
     }
 
+    /// Gives each device the id and the slot that it keeps for all of the guest's life, if it has none yet.
+    pub fn settle(&mut self) {
+        device::settle(&mut self.devices);
+    }
+
     /// Finds what can be known to fail before anything is built.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let name_ok = !self.name.is_empty()
@@ -139,6 +149,7 @@ impl MachineConfig {
             });
         }
         self.memory.validate()?;
+        device::validate(&self.devices)?;
         match (&self.boot.kernel, &self.boot.firmware) {
             (Some(_), Some(_)) => {
                 Err(ConfigError::Conflict("a guest boots a kernel or a firmware, not both".into()))

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use vmm_core::config::{BootConfig, ChardevConfig, CpuConfig, MachineConfig, MemoryConfig, Uuid};
+use vmm_core::config::{
+    BootConfig, ChardevConfig, CpuConfig, DeviceConfig, MachineConfig, MemoryConfig, Uuid,
+};
 
 /// A guest that is to be booted.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +51,9 @@ pub(super) struct Flags {
     /// Where the serial port goes: null, stdio, pty, file:PATH or unix:PATH [default: null]
     #[arg(long, value_name = "TO")]
     serial: Option<ChardevConfig>,
+    /// A device on the PCI bus, added to the file's: virtio-rng-pci[,id=ID][,addr=SLOT]
+    #[arg(long = "device", value_name = "DRIVER[,KEY=VALUE…]")]
+    devices: Vec<DeviceConfig>,
     /// CPU features hidden from the guest
     #[arg(long, value_name = "FEATURE,…", value_delimiter = ',')]
     cpu_mask: Option<Vec<String>>,
@@ -79,6 +84,7 @@ impl Flags {
                 memory: self.memory.clone().ok_or_else(|| anyhow!("--memory is missing"))?,
                 boot: BootConfig::default(),
                 serial: ChardevConfig::default(),
+                devices: Vec::new(),
             },
         };
         // A kernel takes the place of the file's firmware, and the other way round.
@@ -99,6 +105,7 @@ impl Flags {
         replace(&mut config.boot.cmdline, self.cmdline);
         replace(&mut config.boot.firmware, self.firmware.map(Some));
         replace(&mut config.serial, self.serial);
+        config.devices.extend(self.devices);
         config.validate()?;
         Ok(Boot { config, monitor: self.monitor, paused: self.paused })
     }

@@ -59,6 +59,7 @@ fn status(watch: &Watch) -> Status {
         clocks: watch.clocks.report(),
         memory: watch.memory.report(),
         registers: watch.registers.report(),
+        random: watch.random.report(),
         timer: watch.timer.report(),
         kernel_messages: watch.kernel_messages.count(),
     }

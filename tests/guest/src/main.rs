@@ -3,11 +3,11 @@
 //! 1. Every byte it writes to the console is in a numbered, checksummed line ([`guest_init::frame`]); the kernel
 //!    writes none after the first of them.
 //! 2. A heartbeat on each CPU keeps the longest gap; all clocks are read on all CPUs and never step back.
-//! 3. Memory, FPU, SSE and AVX registers hold patterns that are verified without end.
+//! 3. Memory, FPU, SSE and AVX registers hold patterns that are verified without end; the entropy device is read.
 //! 4. The console takes commands, one a line: `STATUS?`, `GAP RESET`, `PING …`, `POWEROFF`.
 //! 5. The power button powers the guest off.
 //!
-//! Options on the kernel's command line: `guest.load=mem,cpu` (what load), `guest.mem=256` (MiB of patterns),
+//! Options on the kernel's command line: `guest.load=mem,cpu,rng` (what load), `guest.mem=256` (MiB of patterns),
 //! `guest.rate=10` (numbered lines a second).
 
 mod clocks;
@@ -18,6 +18,7 @@ mod kmsg;
 mod memory;
 mod options;
 mod power;
+mod random;
 mod registers;
 mod setup;
 mod timer;
@@ -36,6 +37,7 @@ struct Watch {
     heartbeats: Vec<heartbeat::Beats>,
     memory: memory::Checks,
     registers: memory::Checks,
+    random: memory::Checks,
     timer: timer::TimerWatch,
     kernel_messages: kmsg::Seen,
 }
@@ -58,6 +60,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         heartbeats: (0..cpus).map(|_| heartbeat::Beats::default()).collect(),
         memory: memory::Checks::default(),
         registers: memory::Checks::default(),
+        random: memory::Checks::default(),
         timer: timer::TimerWatch::default(),
         kernel_messages: kmsg::Seen::default(),
     });
@@ -76,6 +79,10 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             let bytes = options.memory_mib * (1 << 20) / cpus;
             thread::spawn(move || memory::run(&load.memory, bytes, cpu));
         }
+    }
+    if options.load_rng {
+        let load = Arc::clone(&watch);
+        thread::spawn(move || random::run(&load.random));
     }
     let timer = Arc::clone(&watch);
     thread::spawn(move || timer::run(&timer.timer));

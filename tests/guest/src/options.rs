@@ -7,6 +7,8 @@ pub struct Options {
     pub load_memory: bool,
     /// Whether each CPU is kept busy holding register patterns.
     pub load_cpu: bool,
+    /// Whether the entropy device is read without end.
+    pub load_rng: bool,
     /// MiB of memory patterns.
     pub memory_mib: usize,
     /// Numbered lines a second.
@@ -16,13 +18,15 @@ pub struct Options {
 impl Options {
     /// Reads `guest.*` options; what is not there or not a number keeps its default.
     pub fn from_cmdline(cmdline: &str) -> Self {
-        let mut options = Self { load_memory: true, load_cpu: true, memory_mib: 256, rate: 10 };
+        let mut options =
+            Self { load_memory: true, load_cpu: true, load_rng: false, memory_mib: 256, rate: 10 };
         for word in cmdline.split_whitespace() {
             let Some((key, value)) = word.split_once('=') else { continue };
             match key {
                 "guest.load" => {
                     options.load_memory = value.split(',').any(|load| load == "mem");
                     options.load_cpu = value.split(',').any(|load| load == "cpu");
+                    options.load_rng = value.split(',').any(|load| load == "rng");
                 }
                 "guest.mem" => options.memory_mib = value.parse().unwrap_or(options.memory_mib),
                 "guest.rate" => options.rate = value.parse().unwrap_or(options.rate).clamp(1, 1000),
@@ -39,7 +43,11 @@ mod tests {
 
     #[test]
     fn options_are_read_among_the_kernels_own() {
-        let options = Options::from_cmdline("console=ttyS0 guest.load=mem guest.mem=64 quiet guest.rate=0\n");
-        assert_eq!(options, Options { load_memory: true, load_cpu: false, memory_mib: 64, rate: 1 });
+        let options =
+            Options::from_cmdline("console=ttyS0 guest.load=mem,rng guest.mem=64 quiet guest.rate=0\n");
+        assert_eq!(
+            options,
+            Options { load_memory: true, load_cpu: false, load_rng: true, memory_mib: 64, rate: 1 }
+        );
     }
 }

@@ -21,6 +21,8 @@ pub struct Status {
     pub memory: Checked,
     /// The FPU, SSE and AVX registers that are held and verified.
     pub registers: Checked,
+    /// The entropy device that is read.
+    pub random: Checked,
     /// A periodic timer.
     pub timer: Timer,
     /// Kernel messages of the classes in [`crate::kernel_log`] so far.

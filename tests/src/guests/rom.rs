@@ -11,6 +11,7 @@ use crate::harness::bare::BareMachine;
 core::arch::global_asm!(
     include_str!("asm/start.s"),
     include_str!("asm/patterns.s"),
+    include_str!("asm/device.s"),
     include_str!("asm/work.s"),
     STATUS = const layout::STATUS,
     AREAS = const layout::AREAS,
@@ -65,6 +66,8 @@ pub enum Work {
     Console = 4,
     /// Halts with interrupts on, and counts at each timer interrupt.
     Idle = 5,
+    /// Asks the entropy device for bytes, one request after the other, and counts the answers; an interrupt is a tick.
+    Device = 6,
 }
 
 /// What a [`Work::Patterns`] guest holds besides RAM and general registers; bits.

@@ -31,12 +31,14 @@ pub struct Spec {
     pub ram_file: bool,
     /// Its serial port.
     pub serial: Option<String>,
+    /// Its devices, as `cpr-load boot --device` takes them.
+    pub devices: Vec<String>,
 }
 
 impl Spec {
     /// A guest with 32 MiB of RAM in a file.
     pub fn new(guest: Guest, cpus: u64) -> Self {
-        Self { guest, cpus, memory_mib: 32, ram_file: true, serial: None }
+        Self { guest, cpus, memory_mib: 32, ram_file: true, serial: None, devices: Vec::new() }
     }
 }
 
@@ -72,6 +74,7 @@ impl<'h> Vm<'h> {
         if let Some(serial) = &spec.serial {
             arguments.extend(["--serial".into(), serial.clone()]);
         }
+        arguments.extend(spec.devices.iter().map(|device| format!("--device={device}")));
         let mut process = host.load(arguments)?;
         let ram = Arc::new(find_ram(&mut process, ram_file.as_ref(), spec.memory_mib << 20)?);
         let vm = Self { host, spec, ram_file, name, process, ram };

@@ -11,7 +11,7 @@ use super::ram::Ram;
 use crate::guests::layout;
 
 /// What a guest's error word says is wrong.
-const ERRORS: [&str; 10] = [
+const ERRORS: [&str; 11] = [
     "nothing",
     "an exception was raised",
     "the time-stamp counter went back",
@@ -22,6 +22,7 @@ const ERRORS: [&str; 10] = [
     "the floating-point state changed",
     "RAM changed",
     "the ROM changed",
+    "the entropy device is not there, or did not do what it was asked",
 ];
 
 impl Ram {

@@ -29,6 +29,7 @@ pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
         initrd: &initrd,
         cmdline: &scenario.guest.cmdline(),
         serial: &[format!("unix:{},server=on,wait=on", socket.display())],
+        devices: &scenario.guest.devices,
     };
     let mut alone = Alone(machine.start()?);
     let console = Console::connect(&socket, &directory.join("console.log"))?;

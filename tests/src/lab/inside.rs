@@ -13,6 +13,9 @@ use super::report::Report;
 use super::scenario::{Scenario, Step};
 use super::steps;
 
+/// What the guest wrote to its serial port.
+const GUEST_CONSOLE: &str = "/run/guest-console.log";
+
 /// What the line with the report begins with.
 pub const REPORT_MARK: &str = "@report ";
 
@@ -35,6 +38,15 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// Prints the last that the guest's console said.
+fn show_end_of_console() {
+    const LAST: usize = 6000;
+    let said = std::fs::read(GUEST_CONSOLE).unwrap_or_default();
+    println!("--- the end of {GUEST_CONSOLE}");
+    println!("{}", String::from_utf8_lossy(&said[said.len().saturating_sub(LAST)..]));
+    println!("---");
+}
+
 fn without_handover(scenario: &Scenario, time: Duration) -> Scenario {
     Scenario { steps: vec![Step::Run(time), Step::PowerOff], ..scenario.clone() }
 }
@@ -42,10 +54,13 @@ fn without_handover(scenario: &Scenario, time: Duration) -> Scenario {
 fn guest(scenario: &Scenario) -> Report {
     let run = || -> Result<Report> {
         let mut owner = Owner::boot(&scenario.guest)?;
-        let console = Console::connect(&owner::serial(), Path::new("/run/guest-console.log"))?;
+        let console = Console::connect(&owner::serial(), Path::new(GUEST_CONSOLE))?;
         let report = steps::run(scenario, &mut owner, &console);
         if report.stopped_by.is_some() {
             owner.show_logs();
+        }
+        if !report.powered_off {
+            show_end_of_console();
         }
         Ok(report)
     };

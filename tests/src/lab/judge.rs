@@ -108,12 +108,14 @@ fn judge_status(status: &Status, scenario: &Scenario, wrong: &mut Vec<String>) {
         }
     }
     let load = |name: &str| scenario.guest.load.iter().any(|load| load == name);
-    for (what, checked, on) in
-        [("memory", &status.memory, load("mem")), ("registers", &status.registers, load("cpu"))]
-    {
+    for (what, checked, on) in [
+        ("memory", &status.memory, load("mem")),
+        ("registers", &status.registers, load("cpu")),
+        ("entropy device", &status.random, load("rng")),
+    ] {
         if checked.errors != 0 {
             let first = checked.first.as_deref().unwrap_or("unknown");
-            wrong.push(format!("{what} changed {} times in the guest, first: {first}", checked.errors));
+            wrong.push(format!("{what} was wrong {} times in the guest, first: {first}", checked.errors));
         }
         if on && checked.passes == 0 {
             wrong.push(format!("the guest made no whole pass over its {what}"));
@@ -177,7 +179,8 @@ mod tests {
                 heartbeats: vec![Heartbeat { beats: 9, gap: 1, gap_at: 1 }],
                 clocks: vec![clock],
                 memory: checked.clone(),
-                registers: checked,
+                registers: checked.clone(),
+                random: checked,
                 timer: Timer { fired: 9, missing: 0, late: 1 },
                 kernel_messages: 0,
             }),
@@ -207,7 +210,7 @@ mod tests {
             ("pings", |r| r.pings.answered = 8),
             ("steps were made", |r| drop(r.steps.pop())),
             ("did not power off", |r| r.powered_off = false),
-            ("registers changed", |r| r.status.as_mut().unwrap().registers.errors = 1),
+            ("registers was wrong", |r| r.status.as_mut().unwrap().registers.errors = 1),
             ("stepped back", |r| r.status.as_mut().unwrap().clocks[0].cross_steps = 1),
         ];
         for (expected, spoil) in spoils {

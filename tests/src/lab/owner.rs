@@ -32,7 +32,7 @@ impl Owner {
             Backing::Memfd => "memfd".to_owned(),
             Backing::File => format!("file,path=/dev/shm/{NAME}"),
         };
-        let arguments = [
+        let mut arguments = vec![
             "boot".to_owned(),
             format!("--name={NAME}"),
             format!("--cpus={}", guest.cpus),
@@ -42,6 +42,7 @@ impl Owner {
             format!("--cmdline={}", guest.cmdline()),
             format!("--serial=unix:{}", serial().display()),
         ];
+        arguments.extend(guest.devices.iter().map(|device| format!("--device={device}")));
         let process = load(&arguments, 0)?;
         Ok(Self { process, started: 1 })
     }

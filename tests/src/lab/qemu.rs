@@ -25,6 +25,8 @@ pub struct Machine<'a> {
     pub cmdline: &'a str,
     /// Where its serial ports go, each as QEMU's `-serial` takes it.
     pub serial: &'a [String],
+    /// Its devices, each as QEMU's `-device` takes it.
+    pub devices: &'a [String],
 }
 
 /// One of the processors that this process may use, another for each of several that run at the same time.
@@ -66,6 +68,9 @@ impl Machine<'_> {
             .stdout(Stdio::piped());
         for serial in self.serial {
             command.args(["-serial", serial]);
+        }
+        for device in self.devices {
+            command.args(["-device", device]);
         }
         let one = one_processor()?;
         let begin = move || {

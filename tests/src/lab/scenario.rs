@@ -55,7 +55,13 @@ pub struct Guest {
     /// What its RAM is made of.
     #[serde(default)]
     pub backing: Backing,
-    /// What load it puts on itself: `mem`, `cpu`.
+    /// Its devices, as `cpr-load boot --device` takes them.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// What its kernel's command line has besides what the lab needs.
+    #[serde(default)]
+    pub cmdline: String,
+    /// What load it puts on itself: `mem`, `cpu`, `rng`.
     #[serde(default = "all_load")]
     pub load: Vec<String>,
     /// MiB of memory that it writes and verifies without end.
@@ -67,9 +73,10 @@ impl Guest {
     /// The command line that its kernel is booted with.
     pub fn cmdline(&self) -> String {
         format!(
-            "console=ttyS0 loglevel=4 panic=-1 reboot=t guest.load={} guest.mem={}",
+            "console=ttyS0 loglevel=4 panic=-1 reboot=t guest.load={} guest.mem={} {}",
             self.load.join(","),
-            self.pattern_mib
+            self.pattern_mib,
+            self.cmdline
         )
     }
 }

@@ -127,6 +127,10 @@ impl Run<'_> {
             thread::sleep(SETTLE);
         }
         let after = self.console.status()?;
+        let read = after.status.random.passes - before.status.random.passes;
+        if before.status.random.passes != 0 && read == 0 {
+            bail!("the guest's entropy device gave nothing any more");
+        }
         let report = StepReport {
             step: step.to_string(),
             downtime: handed_over.and_then(|done| done.downtime),

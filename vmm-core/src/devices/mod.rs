@@ -7,11 +7,14 @@
 
 pub mod chardev;
 pub mod i8042;
+pub mod pci;
 pub mod pm;
 pub mod rtc;
 pub mod serial;
+pub mod virtio;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
@@ -41,12 +44,33 @@ pub enum DeviceError {
         /// What it may say.
         expected: String,
     },
+    /// What was begun did not end by the deadline of the stop.
+    #[error("{device}: {what}, not answered in time")]
+    Busy {
+        /// The device's id.
+        device: String,
+        /// What is outstanding.
+        what: String,
+    },
     /// A section of the state could not be read.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// A named descriptor is missing or not what it claims to be.
     #[error(transparent)]
     Fd(#[from] FdError),
+}
+
+impl DeviceError {
+    /// Makes the error of a saved state that `device` cannot be in out of what was found and what was expected.
+    pub fn impossible(device: &str) -> impl Fn((String, String)) -> Self {
+        move |(found, expected)| Self::State { device: device.to_owned(), found, expected }
+    }
+
+    /// Makes the error of a system call.
+    pub fn io<E: Into<std::io::Error>>(device: &str, doing: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let (device, doing) = (device.to_owned(), doing.into());
+        move |source| Self::Io { device, doing, source: source.into() }
+    }
 }
 
 /// An interrupt line of the machine, as a device sees it.
@@ -73,15 +97,15 @@ pub type RequestSink = Arc<dyn Fn(GuestRequest) + Send + Sync>;
 /// What the machine does with every device.
 pub trait Device: Send + Sync {
     /// The device's id, unique in the machine and stable across versions (`serial0`, `rtc`, `pm`).
-    fn id(&self) -> &'static str;
+    fn id(&self) -> &str;
 
-    /// Stops taking input from and giving output to the outside. All vCPUs are stopped. Bounded; after an error the
-    /// device is as if it had not been asked.
-    fn quiesce(&self) -> Result<(), DeviceError> {
+    /// Stops taking input from and giving output to the outside, with nothing left in flight. All vCPUs are stopped. What
+    /// is not done by the deadline is an error; after one the device is as if it had not been asked.
+    fn quiesce(&self, _deadline: Instant) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    /// Goes on after [`Self::quiesce`] or after [`Self::load`].
+    /// Goes on after [`Self::quiesce`] or after [`Self::load`]; does no harm to a device that is at work.
     fn resume(&self) {}
 
     /// Writes the device's sections. Called between `quiesce` and `resume`.

@@ -11,11 +11,14 @@ use vm_device::device_manager::{IoManager, PioManager};
 use super::events::{EventSink, request_sink};
 use super::exits::Exits;
 use super::irq::GsiLine;
+use super::msi::MsiRoutes;
+use super::pci;
 use super::run_state::RunState;
 use super::{Machine, MachineError};
 use crate::config::MachineConfig;
 use crate::devices::chardev::Chardev;
 use crate::devices::i8042::I8042;
+use crate::devices::pci::PciBus;
 use crate::devices::pm::Pm;
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Serial;
@@ -34,10 +37,12 @@ pub struct Devices {
     pub serial: Arc<Serial>,
     /// ACPI power management.
     pub pm: Arc<Pm>,
-    /// The CMOS clock.
-    pub rtc: Arc<Rtc>,
-    /// The keyboard controller, for its reset line.
-    pub i8042: Arc<I8042>,
+    rtc: Arc<Rtc>,
+    i8042: Arc<I8042>,
+    /// The bus that all others are on.
+    pub(super) pci: Arc<PciBus>,
+    /// Message-signalled interrupts.
+    pub(super) msi: Arc<MsiRoutes>,
 }
 
 impl std::fmt::Debug for Devices {
@@ -49,21 +54,33 @@ impl std::fmt::Debug for Devices {
 impl Devices {
     /// All of them, in the order in which they are stopped, saved and loaded.
     pub fn all(&self) -> impl Iterator<Item = &dyn Device> {
-        let all: [&dyn Device; 4] = [&*self.serial, &*self.pm, &*self.rtc, &*self.i8042];
-        all.into_iter()
+        let fixed: [&dyn Device; 4] = [&*self.serial, &*self.pm, &*self.rtc, &*self.i8042];
+        let functions = self.pci.functions().map(|function| &**function as &dyn Device);
+        fixed.into_iter().chain(functions).chain([&*self.pci as &dyn Device])
     }
 
-    fn new(vm: &Arc<VmFd>, ram_size: u64, chardev: Chardev, events: &EventSink) -> Self {
+    fn new(
+        vm: &Arc<VmFd>,
+        config: &MachineConfig,
+        ram: &GuestRam,
+        loading: bool,
+        chardev: Chardev,
+        events: &EventSink,
+    ) -> Result<Self, DeviceError> {
         let line = |gsi| GsiLine::line(vm, gsi);
         let requests = request_sink(events);
-        Self {
+        let msi = MsiRoutes::new(vm, loading);
+        Ok(Self {
             serial: Serial::new("serial0", line(layout::COM1_GSI), chardev),
             pm: Arc::new(Pm::new(line(layout::SCI_GSI), Arc::clone(&requests))),
-            rtc: Arc::new(Rtc::new(ram_size)),
+            rtc: Arc::new(Rtc::new(config.memory.size.0)),
             i8042: Arc::new(I8042::new(requests)),
-        }
+            pci: Arc::new(pci::bus(vm, config, ram, &msi)?),
+            msi,
+        })
     }
 
+    /// Registers the ports that do not move.
     fn register(&self, io: &mut IoManager) -> Result<(), MachineError> {
         let ports: [(u16, u16, Arc<dyn vm_device::DevicePio + Send + Sync>); 5] = [
             (layout::COM1_PORT, layout::COM1_PORTS, self.serial.clone()),
@@ -117,10 +134,10 @@ pub(super) fn assemble(parts: Parts, state: RunState) -> Result<Machine, Machine
 
     let ended = Arc::new(AtomicBool::new(false));
     let events = ending(events, &ended);
-    let devices = Devices::new(&vm, config.memory.size.0, chardev, &events);
+    let devices = Devices::new(&vm, &config, &ram, state == RunState::Inmigrate, chardev, &events)?;
     let mut io = IoManager::new();
     devices.register(&mut io)?;
-    let exits: Arc<dyn ExitHandler> = Exits::new(io, events);
+    let exits: Arc<dyn ExitHandler> = Exits::new(io, Arc::clone(&devices.pci), events);
     let vcpus = create_vcpus(&vm, &host, &mut platform, &exits)?;
     Ok(Machine {
         config,

@@ -42,8 +42,13 @@ impl Machine {
         Self::boot_with(config, chardev, events)
     }
 
-    fn boot_with(config: MachineConfig, chardev: Chardev, events: EventSink) -> Result<Loaded, MachineError> {
+    fn boot_with(
+        mut config: MachineConfig,
+        chardev: Chardev,
+        events: EventSink,
+    ) -> Result<Loaded, MachineError> {
         config.validate()?;
+        config.settle();
         let mut blocks = vec![RamBlock::create(memory::RAM, &config.memory)?];
         if let Some(firmware) = &config.boot.firmware {
             blocks.push(RamBlock::create_rom(memory::ROM, &read_firmware(firmware)?)?);

@@ -134,6 +134,7 @@ impl Incoming {
         for device in machine.devices.all() {
             device.load(state)?;
         }
+        machine.devices.msi.commit()?;
         watch.lap("target: load devices");
         let off = clock.load_clock(&machine.vm)?;
         machine.vcpus.after_clock(&vcpus)?;

@@ -12,6 +12,8 @@ pub mod events;
 mod exits;
 mod incoming;
 mod irq;
+mod msi;
+mod pci;
 pub mod run_state;
 pub mod state;
 mod stopped;
@@ -351,6 +353,10 @@ pub fn readable_versions() -> Versions {
         .with::<crate::devices::chardev::ChardevState>()
         .with::<crate::devices::rtc::RtcState>()
         .with::<crate::devices::pm::PmState>()
+        .with::<crate::devices::pci::PciBusState>()
+        .with::<crate::devices::pci::PciConfigState>()
+        .with::<crate::devices::pci::MsixState>()
+        .with::<crate::devices::virtio::VirtioState>()
         .with::<crate::cpr::exec::state::Journey>()
         .with::<crate::cpr::reboot::stamp::RamStamp>()
         .with::<crate::monitor::server::MonitorState>()

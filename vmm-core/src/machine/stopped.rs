@@ -45,7 +45,7 @@ impl Machine {
             return Err(MachineError::Ended);
         }
         for device in self.devices.all() {
-            device.quiesce()?;
+            device.quiesce(deadline)?;
             stopped.quiesced += 1;
         }
         Ok(stopped)

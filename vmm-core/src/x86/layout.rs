@@ -4,6 +4,8 @@
 //! 2. RAM is one block: its first part from 0 up to [`HOLE_START`], its rest from [`HOLE_END`].
 //! 3. Nothing here overlaps; the tests hold it to that.
 
+use std::ops::Range;
+
 use vm_memory::GuestAddress;
 
 /// Where the hole for devices starts: RAM below it, up to 3 GiB.
@@ -15,10 +17,14 @@ pub const HOLE_END: u64 = 0x1_0000_0000;
 pub const PCI_MMIO32_START: u64 = HOLE_START;
 /// Size of the 32-bit MMIO window in bytes.
 pub const PCI_MMIO32_SIZE: u64 = 0x2000_0000;
-/// PCI Express configuration space (ECAM), 256 buses of 1 MiB.
+/// PCI Express configuration space (ECAM), with room for 256 buses of 1 MiB.
 pub const PCI_ECAM_START: u64 = 0xe000_0000;
-/// Size of the ECAM in bytes.
-pub const PCI_ECAM_SIZE: u64 = 0x1000_0000;
+/// Size of the ECAM in bytes: one bus.
+pub const PCI_ECAM_SIZE: u64 = 0x10_0000;
+/// Where the window for PCI BARs above 4 GiB starts, if the RAM ends below: 256 GiB.
+const PCI_MMIO64_START: u64 = 0x40_0000_0000;
+/// Size of that window in bytes.
+const PCI_MMIO64_SIZE: u64 = 0x20_0000_0000;
 /// I/O APIC, 4 KiB.
 pub const IOAPIC_START: u64 = 0xfec0_0000;
 /// Local APIC, 4 KiB, the same address for each vCPU.
@@ -77,6 +83,12 @@ pub const PM1_EVENT_PORT: u16 = 0x600;
 pub const PM1_CONTROL_PORT: u16 = 0x604;
 /// Ports of both PM1 blocks.
 pub const PM1_PORTS: u16 = 6;
+/// PCI configuration: address port, 32 bits.
+pub const PCI_ADDRESS_PORT: u16 = 0xcf8;
+/// PCI configuration: data port, 32 bits.
+pub const PCI_DATA_PORT: u16 = 0xcfc;
+/// Where the ports for PCI BARs start; they go on to the end.
+pub const PCI_IO_START: u16 = 0xc000;
 /// Reset register.
 pub const RESET_PORT: u16 = 0xcf9;
 /// What resets the machine when it is written to [`RESET_PORT`].
@@ -86,6 +98,10 @@ pub const RESET_VALUE: u8 = 6;
 pub const COM1_GSI: u32 = 4;
 /// ACPI's interrupt line (SCI), level triggered, active high.
 pub const SCI_GSI: u32 = 9;
+/// The first of the four interrupt lines of PCI, level triggered.
+pub const PCI_INTX_GSI: u32 = 16;
+/// The first interrupt without a pin: those of message-signalled interrupts.
+pub const MSI_GSI: u32 = 24;
 /// Where the timer's interrupt (ISA IRQ 0) arrives at the I/O APIC.
 pub const PIT_GSI: u32 = 2;
 
@@ -117,6 +133,12 @@ pub fn low_ram_end(size: u64) -> u64 {
     size.min(HOLE_START)
 }
 
+/// The window for PCI BARs above 4 GiB, of a guest with `size` bytes of RAM.
+pub fn pci_mmio64(size: u64) -> Range<u64> {
+    let start = (HOLE_END + size - low_ram_end(size)).next_multiple_of(PCI_MMIO64_SIZE).max(PCI_MMIO64_START);
+    start..start + PCI_MMIO64_SIZE
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +158,13 @@ mod tests {
         assert_eq!(ranges.len(), 2);
         assert_eq!(ranges[0].size, 3 * GIB);
         assert_eq!(ranges[1], RamRange { guest: GuestAddress(4 * GIB), size: 4096, offset: 3 * GIB });
+    }
+
+    #[test]
+    fn the_high_window_lies_above_the_ram_and_moves_only_for_a_guest_that_reaches_it() {
+        assert_eq!(pci_mmio64(GIB), 256 * GIB..384 * GIB);
+        assert_eq!(pci_mmio64(255 * GIB), 256 * GIB..384 * GIB);
+        assert_eq!(pci_mmio64(256 * GIB), 384 * GIB..512 * GIB);
     }
 
     #[test]

@@ -49,6 +49,7 @@
 .set ERROR_FPU, 7
 .set ERROR_RAM, 8
 .set ERROR_ROM, 9
+.set ERROR_DEVICE, 10
 
 .set HOLD_FPU, 1
 .set HOLD_AVX, 2

@@ -90,6 +90,8 @@ g_enter\mode:
     je g_console\mode
     cmpl $5, %eax
     je g_idle\mode
+    cmpl $6, %eax
+    je g_device\mode
 
 # Counts as fast as it can. The count is in %esi:%ebp and in RAM; both must agree, so a second process that runs the
 # same guest on the same RAM is found out.
@@ -201,6 +203,8 @@ g_idle\mode:
     jmp 1b
 
     PATTERNS \mode
+
+    DEVICE \mode
 
 g_dead\mode:
     cli

@@ -39,13 +39,21 @@ pub enum SectionKind {
     I8042 = 14,
     /// How an exec has gone so far.
     Journey = 15,
+    /// The PCI bus: where BARs decode.
+    PciBus = 16,
+    /// The configuration space of a PCI function; the instance is its slot.
+    PciConfig = 17,
+    /// The MSI-X vectors of a PCI function; the instance is its slot.
+    Msix = 18,
+    /// The virtio transport of a PCI function; the instance is its slot.
+    Virtio = 19,
     /// The last section, empty.
     End = 0xffff_ffff,
 }
 
 impl SectionKind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: &[Self] = &[
         Self::Machine,
         Self::Ram,
         Self::Vm,
@@ -60,12 +68,16 @@ impl SectionKind {
         Self::RamStamp,
         Self::I8042,
         Self::Journey,
+        Self::PciBus,
+        Self::PciConfig,
+        Self::Msix,
+        Self::Virtio,
         Self::End,
     ];
 
     /// The kind with this number on the wire.
     pub fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u32 == number)
+        Self::ALL.iter().copied().find(|kind| *kind as u32 == number)
     }
 
     /// Its name in messages and JSON.
@@ -85,6 +97,10 @@ impl SectionKind {
             Self::RamStamp => "ram-stamp",
             Self::I8042 => "i8042",
             Self::Journey => "journey",
+            Self::PciBus => "pci-bus",
+            Self::PciConfig => "pci-config",
+            Self::Msix => "msix",
+            Self::Virtio => "virtio",
             Self::End => "end",
         }
     }

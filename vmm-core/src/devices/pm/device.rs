@@ -1,6 +1,7 @@
 //! The device.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
@@ -90,11 +91,11 @@ impl DevicePio for Pm {
 }
 
 impl Device for Pm {
-    fn id(&self) -> &'static str {
+    fn id(&self) -> &str {
         ID
     }
 
-    fn quiesce(&self) -> Result<(), DeviceError> {
+    fn quiesce(&self, _deadline: Instant) -> Result<(), DeviceError> {
         self.lock().quiesced = true;
         Ok(())
     }

@@ -69,7 +69,7 @@ impl DevicePio for Rtc {
 }
 
 impl Device for Rtc {
-    fn id(&self) -> &'static str {
+    fn id(&self) -> &str {
         ID
     }
 

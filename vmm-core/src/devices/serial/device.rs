@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use event_manager::EventOps;
 use vm_device::DevicePio;
@@ -206,11 +207,11 @@ impl DevicePio for Serial {
 }
 
 impl Device for Serial {
-    fn id(&self) -> &'static str {
+    fn id(&self) -> &str {
         self.id
     }
 
-    fn quiesce(&self) -> Result<(), DeviceError> {
+    fn quiesce(&self, _deadline: Instant) -> Result<(), DeviceError> {
         self.lock().chardev.quiesce();
         Ok(())
     }

@@ -121,7 +121,7 @@ impl Port {
         let mut target = Self::on(Chardev::adopt("serial0", config, &mut fds).unwrap());
         fds.finish().unwrap();
         target.turn();
-        self.serial.quiesce().unwrap();
+        self.serial.quiesce(Instant::now()).unwrap();
         self.turn();
         target.load(&self.save());
         self.serial.hand_over();
@@ -276,7 +276,7 @@ fn a_client_that_comes_or_goes_between_the_naming_and_the_stop_is_no_trouble() {
     let second = client(&path);
     source.turn();
     target.turn();
-    source.serial.quiesce().unwrap();
+    source.serial.quiesce(Instant::now()).unwrap();
     target.load(&source.save());
     source.serial.hand_over();
     drop(source);
@@ -294,7 +294,7 @@ fn a_handover_that_fails_leaves_source_socket_and_client_alone() {
     source.turn();
     let mut fds = source.fds();
     let mut target = Port::on(Chardev::adopt("serial0", &config, &mut fds).unwrap());
-    source.serial.quiesce().unwrap();
+    source.serial.quiesce(Instant::now()).unwrap();
     target.load(&source.save());
     first.write_all(b"meanwhile").unwrap();
     target.turn();
@@ -314,7 +314,7 @@ fn while_it_stands_still_nothing_moves_and_the_event_loop_rests() {
     let mut port = Port::boot(&config);
     let mut peer = client(&path);
     port.turn();
-    port.serial.quiesce().unwrap();
+    port.serial.quiesce(Instant::now()).unwrap();
     port.turn();
     peer.write_all(b"early").unwrap();
     let _waiting = client(&path);
@@ -372,7 +372,7 @@ fn output_waits_for_the_first_client_after_a_reboot() {
     let mut fds = FdTable::new();
     source.serial.descriptors(Mode::CprReboot, &mut fds).unwrap();
     assert!(fds.is_empty());
-    source.serial.quiesce().unwrap();
+    source.serial.quiesce(Instant::now()).unwrap();
     let state = source.save();
     drop(source);
     let mut seen = arrived(&gone);
@@ -479,7 +479,7 @@ fn saved_loaded_and_saved_again_it_is_the_same_bytes_and_raises_no_interrupt() {
     client(&path).write_all(&counting(200)).unwrap();
     source.turn();
     assert!(source.interrupts() > 0);
-    source.serial.quiesce().unwrap();
+    source.serial.quiesce(Instant::now()).unwrap();
     let state = source.save();
     let mut fds = source.fds();
     let target = Port::on(Chardev::adopt("serial0", &config, &mut fds).unwrap());

@@ -4,14 +4,14 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, ONE, Package, ResourceTemplate, ZERO};
 use acpi_tables::sdt::Sdt;
 
-use super::{HEADER_SIZE, OEM_ID, OEM_REVISION, OEM_TABLE_ID, SLEEP_TYPE_S5};
+use super::{HEADER_SIZE, OEM_ID, OEM_REVISION, OEM_TABLE_ID, SLEEP_TYPE_S5, pci};
 use crate::x86::layout;
 
 /// From revision 2 on, integers have 64 bits.
 const REVISION: u8 = 2;
 
 /// The DSDT.
-pub(super) fn table() -> Sdt {
+pub(super) fn table(ram_size: u64) -> Sdt {
     let mut table = Sdt::new(*b"DSDT", HEADER_SIZE, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut aml = Vec::new();
     soft_off(&mut aml);
@@ -20,6 +20,7 @@ pub(super) fn table() -> Sdt {
     let serial = io(layout::COM1_PORT, layout::COM1_PORTS);
     isa_device(&mut aml, "_SB_.COM1", "PNP0501", vec![&serial, &interrupt]);
     isa_device(&mut aml, "_SB_.RTC_", "PNP0B00", vec![&io(layout::RTC_PORT, layout::RTC_PORTS)]);
+    pci::host_bridge(&mut aml, ram_size);
     table.append_slice(&aml);
     table
 }

@@ -1,6 +1,6 @@
 //! What the machine tells an operating system about itself: the ACPI tables (ACPI 6.5).
 //!
-//! 1. The tables are a function of the number of vCPUs and of [`layout`] alone: the same machine, the
+//! 1. The tables are a function of the numbers of vCPUs and of bytes of RAM and of [`layout`] alone: the same machine, the
 //!    same bytes.
 //! 2. They are written once, at a cold boot of a kernel, to the area that is searched for the RSDP; a firmware brings
 //!    its own.
@@ -9,9 +9,11 @@
 mod dsdt;
 mod fadt;
 mod madt;
+mod pci;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
@@ -52,18 +54,22 @@ pub enum AcpiError {
     Memory(#[from] GuestMemoryError),
 }
 
-/// Writes the tables for `cpus` vCPUs, with APIC ids from 0, and gives the address of the RSDP.
-pub fn write(memory: &GuestMemoryMmap, cpus: u16) -> Result<u64, AcpiError> {
+/// Writes the tables for `cpus` vCPUs, with APIC ids from 0, and `ram_size` bytes of RAM, and gives the address of the
+/// RSDP.
+pub fn write(memory: &GuestMemoryMmap, cpus: u16, ram_size: u64) -> Result<u64, AcpiError> {
     if cpus == 0 || cpus > MAX_CPUS {
         return Err(AcpiError::Cpus { found: cpus });
     }
     let rsdp_address = layout::ACPI_START;
     let mut area = Area { memory, next: rsdp_address + ALIGNMENT };
     let facs = area.add(&FACS::new())?;
-    let dsdt = area.add(&dsdt::table())?;
+    let dsdt = area.add(&dsdt::table(ram_size))?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(area.add(&fadt::table(dsdt, facs))?);
     xsdt.add_entry(area.add(&madt::table(cpus))?);
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(layout::PCI_ECAM_START, 0, 0, 0);
+    xsdt.add_entry(area.add(&mcfg)?);
     let xsdt = area.add(&xsdt)?;
     Area { memory, next: rsdp_address }.add(&Rsdp::new(OEM_ID, xsdt))?;
     Ok(rsdp_address)

@@ -1,5 +1,7 @@
 use super::*;
 
+const RAM: u64 = 1 << 30;
+
 fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
 }
@@ -37,7 +39,7 @@ fn follow(memory: &GuestMemoryMmap, rsdp: u64) -> [Vec<u8>; 4] {
     assert_eq!(rsdp[..8], *b"RSD PTR ");
     assert_eq!((sum(&rsdp[..20]), sum(&rsdp)), (0, 0));
     let xsdt = table(memory, u64_at(&rsdp, 24), *b"XSDT");
-    assert_eq!(xsdt.len(), 36 + 2 * 8);
+    assert_eq!(xsdt.len(), 36 + 3 * 8);
     let fadt = table(memory, u64_at(&xsdt, 36), *b"FACP");
     let madt = table(memory, u64_at(&xsdt, 44), *b"APIC");
     let dsdt = table(memory, u64_at(&fadt, 140), *b"DSDT");
@@ -47,7 +49,7 @@ fn follow(memory: &GuestMemoryMmap, rsdp: u64) -> [Vec<u8>; 4] {
 #[test]
 fn the_chain_of_pointers_leads_from_the_rsdp_to_every_table_and_the_checksums_hold() {
     let memory = memory();
-    let rsdp = write(&memory, 2).unwrap();
+    let rsdp = write(&memory, 2, RAM).unwrap();
     let [_, fadt, _, _] = follow(&memory, rsdp);
     let facs = u64::from(u32_at(&fadt, 36));
     assert_eq!(bytes(&memory, facs, 4), b"FACS");
@@ -61,7 +63,7 @@ fn the_chain_of_pointers_leads_from_the_rsdp_to_every_table_and_the_checksums_ho
 fn each_vcpu_has_its_local_apic_up_to_the_most() {
     for cpus in [1, 2, 64, MAX_CPUS] {
         let memory = memory();
-        let rsdp = write(&memory, cpus).unwrap();
+        let rsdp = write(&memory, cpus, RAM).unwrap();
         let [_, _, madt, _] = follow(&memory, rsdp);
         let (mut at, mut ids) = (44, Vec::new());
         while at < madt.len() {
@@ -79,15 +81,15 @@ fn each_vcpu_has_its_local_apic_up_to_the_most() {
 #[test]
 fn more_vcpus_than_the_tables_can_name_are_refused() {
     for cpus in [0, MAX_CPUS + 1, u16::MAX] {
-        assert!(matches!(write(&memory(), cpus), Err(AcpiError::Cpus { found }) if found == cpus));
+        assert!(matches!(write(&memory(), cpus, RAM), Err(AcpiError::Cpus { found }) if found == cpus));
     }
 }
 
 #[test]
 fn the_same_machine_has_the_same_tables() {
     let [first, second] = [memory(), memory()];
-    write(&first, 4).unwrap();
-    write(&second, 4).unwrap();
+    write(&first, 4, RAM).unwrap();
+    write(&second, 4, RAM).unwrap();
     let all = |memory| bytes(memory, layout::ACPI_START, layout::ACPI_SIZE as usize);
     assert_eq!(all(&first), all(&second));
 }

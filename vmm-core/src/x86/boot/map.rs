@@ -23,6 +23,7 @@ pub(super) fn areas(ram_size: u64) -> Vec<Area> {
         area(0, layout::EBDA_START, RAM),
         area(layout::EBDA_START, layout::HIGH_RAM_START, RESERVED),
         area(layout::HIGH_RAM_START, low_end, RAM),
+        area(layout::PCI_ECAM_START, layout::PCI_ECAM_START + layout::PCI_ECAM_SIZE, RESERVED),
         area(
             layout::KVM_IDENTITY_MAP_START,
             layout::KVM_IDENTITY_MAP_START + layout::KVM_PAGES_SIZE,

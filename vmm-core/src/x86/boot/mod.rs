@@ -98,7 +98,7 @@ pub fn load(
         None => None,
     };
     params::write_cmdline(&boot.cmdline, kernel.cmdline_max, memory)?;
-    let rsdp = acpi::write(memory, cpus)?;
+    let rsdp = acpi::write(memory, cpus, ram_size)?;
     regs::write_tables(memory, matches!(kernel.entry, Entry::Linux64 { .. }))
         .map_err(|source| BootError::Memory { what: "descriptors and page tables", source })?;
     match kernel.entry {

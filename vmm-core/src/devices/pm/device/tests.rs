@@ -98,7 +98,7 @@ fn the_reset_register_resets() {
 fn a_press_while_quiesced_moves_no_line_and_is_seen_by_whoever_resumes() {
     let (source, target) = (bench(), bench());
     source.write(2, POWER_BUTTON);
-    source.pm.quiesce().unwrap();
+    source.pm.quiesce(Instant::now()).unwrap();
     source.pm.press_power_button();
     assert!(!source.sci.high());
     target.pm.load(&mut saved(None, Some(&source.pm))).unwrap();

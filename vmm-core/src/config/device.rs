@@ -1,0 +1,186 @@
+//! Devices that are given by name, with the names that QEMU's `-device` has.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use crate::devices::pci::SLOTS;
+use crate::devices::virtio::rng::RngConfig;
+
+/// A device on the PCI bus. Written `DRIVER[,id=ID][,addr=SLOT]…` on the command line, `[[device]]` with `driver` in TOML.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "driver")]
+pub enum DeviceConfig {
+    /// An entropy device.
+    #[serde(rename = "virtio-rng-pci")]
+    VirtioRng(RngConfig),
+}
+
+impl DeviceConfig {
+    /// The driver's name.
+    pub fn driver(&self) -> &'static str {
+        match self {
+            Self::VirtioRng(_) => "virtio-rng-pci",
+        }
+    }
+
+    /// Its id, once it is settled.
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            Self::VirtioRng(config) => config.id.as_deref(),
+        }
+    }
+
+    /// Its slot, once it is settled.
+    pub fn addr(&self) -> Option<u8> {
+        match self {
+            Self::VirtioRng(config) => config.addr,
+        }
+    }
+
+    fn place(&mut self) -> (&mut Option<String>, &mut Option<u8>) {
+        match self {
+            Self::VirtioRng(config) => (&mut config.id, &mut config.addr),
+        }
+    }
+}
+
+impl FromStr for DeviceConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused =
+            |expected: String| ConfigError::Value { key: "device".into(), value: text.into(), expected };
+        let mut words = text.split(',');
+        let mut table = toml::Table::new();
+        table.insert("driver".into(), words.next().unwrap_or_default().into());
+        for word in words {
+            let (key, value) = word.split_once('=').ok_or_else(|| refused("DRIVER[,KEY=VALUE…]".into()))?;
+            if table.insert(key.into(), value_of(value)).is_some() {
+                return Err(refused(format!("each key once: '{key}' is there twice")));
+            }
+        }
+        table.try_into().map_err(|error: toml::de::Error| refused(error.message().to_owned()))
+    }
+}
+
+/// A number, a switch, or text.
+fn value_of(text: &str) -> toml::Value {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => i64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    match (number, text) {
+        (Ok(number), _) => number.into(),
+        (_, "on" | "true") => true.into(),
+        (_, "off" | "false") => false.into(),
+        _ => text.into(),
+    }
+}
+
+/// Gives ids and slots to devices that have none: the same ones each time, and none to one that has.
+pub(super) fn settle(devices: &mut [DeviceConfig]) {
+    let mut taken: BTreeSet<u8> = devices.iter().filter_map(DeviceConfig::addr).collect();
+    for device in devices {
+        let driver = device.driver();
+        let (id, addr) = device.place();
+        if addr.is_none() {
+            *addr = (1..SLOTS).find(|slot| !taken.contains(slot));
+            taken.extend(*addr);
+        }
+        if let (None, Some(addr)) = (&id, addr) {
+            *id = Some(format!("{}-{addr}", driver.strip_suffix("-pci").unwrap_or(driver)));
+        }
+    }
+}
+
+/// Finds ids and slots that are not valid, or are used twice.
+pub(super) fn validate(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
+    let refused = |key: &str, value: String, expected: &str| {
+        Err(ConfigError::Value { key: format!("device {key}"), value, expected: expected.into() })
+    };
+    if devices.len() >= usize::from(SLOTS) {
+        return refused("list", format!("{} devices", devices.len()), "at most 31, the slots of the PCI bus");
+    }
+    let (mut ids, mut slots) = (BTreeSet::new(), BTreeSet::new());
+    for device in devices {
+        if let Some(id) = device.id() {
+            let well_formed = (1..=64).contains(&id.len())
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            if !well_formed {
+                return refused("id", id.into(), "1 to 64 letters, digits, '-', '_' or '.'");
+            }
+            if OWN_IDS.contains(&id) || !ids.insert(id) {
+                return refused("id", id.into(), "an id that no other device has");
+            }
+        }
+        if let Some(addr) = device.addr()
+            && (addr == 0 || addr >= SLOTS || !slots.insert(addr))
+        {
+            return refused("addr", addr.to_string(), "a PCI slot from 1 to 31 that no other device has");
+        }
+    }
+    Ok(())
+}
+
+/// Ids of what every machine has.
+const OWN_IDS: [&str; 6] = ["serial0", "pm", "rtc", "i8042", "pci", "pci-host"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn devices(texts: &[&str]) -> Vec<DeviceConfig> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_device_is_read_from_one_word_with_a_slot_in_either_base() {
+        for text in ["virtio-rng-pci,id=rng0,addr=0x12", "virtio-rng-pci,addr=18,id=rng0"] {
+            let config = RngConfig { id: Some("rng0".into()), addr: Some(18) };
+            assert_eq!(text.parse::<DeviceConfig>().unwrap(), DeviceConfig::VirtioRng(config));
+        }
+    }
+
+    #[test]
+    fn an_unknown_driver_key_or_form_is_refused_and_named() {
+        for (text, named) in [
+            ("virtio-rgn-pci", "virtio-rgn-pci"),
+            ("virtio-rng-pci,colour=red", "colour"),
+            ("virtio-rng-pci,id", "KEY=VALUE"),
+            ("virtio-rng-pci,id=a,id=b", "twice"),
+            ("virtio-rng-pci,addr=256", "256"),
+        ] {
+            let error = text.parse::<DeviceConfig>().unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn slots_are_given_around_those_that_were_asked_for_and_stay() {
+        let mut list = devices(&["virtio-rng-pci", "virtio-rng-pci,addr=1,id=x", "virtio-rng-pci"]);
+        settle(&mut list);
+        let places: Vec<_> =
+            list.iter().map(|device| (device.id().unwrap(), device.addr().unwrap())).collect();
+        assert_eq!(places, [("virtio-rng-2", 2), ("x", 1), ("virtio-rng-3", 3)]);
+        let settled = list.clone();
+        settle(&mut list);
+        assert_eq!(list, settled);
+    }
+
+    #[test]
+    fn an_id_or_a_slot_that_is_there_twice_is_refused() {
+        for texts in [
+            ["virtio-rng-pci,id=a", "virtio-rng-pci,id=a"],
+            ["virtio-rng-pci,addr=3", "virtio-rng-pci,addr=3"],
+            ["virtio-rng-pci", "virtio-rng-pci,addr=0"],
+            ["virtio-rng-pci", "virtio-rng-pci,addr=32"],
+            ["virtio-rng-pci", "virtio-rng-pci,id=serial0"],
+            ["virtio-rng-pci", "virtio-rng-pci,id=a/b"],
+        ] {
+            assert!(validate(&devices(&texts)).is_err(), "{texts:?}");
+        }
+    }
+}
