@@ -148,7 +148,7 @@ fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::
     std::thread::sleep(Duration::from_millis(10));
     vm.ram.check(2)?;
     if kill_source {
-        vm.process.wait(Duration::from_secs(10)).context("the source that was killed")?;
+        vm.process.wait(Duration::from_secs(60)).context("the source that was killed")?;
         drop(proxy);
         // The target has it, if it was offered; or nobody has.
         if target.process.is_running() && counts(&vm)? {
@@ -160,7 +160,7 @@ fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::
         vm.stands_still()?;
         return Ok((boot(host)?, Fate::Died));
     }
-    target.process.wait(Duration::from_secs(10)).context("the target that was killed")?;
+    target.process.wait(Duration::from_secs(60)).context("the target that was killed")?;
     if outcome.code == 1 {
         vm.becomes("running")?;
         vm.goes_on()?;
@@ -185,7 +185,7 @@ fn counts(vm: &Vm<'_>) -> anyhow::Result<bool> {
 }
 
 fn a_process_killed_at_a_random_moment_of_an_exec_leaves_one_owner_or_none() -> anyhow::Result<()> {
-    let rounds = std::env::var("CPR_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
+    let rounds = std::env::var("CPR_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
     let seed = std::env::var("CPR_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or_else(seed);
     let mut random = Random(seed | 1);
     let host = Host::new()?;

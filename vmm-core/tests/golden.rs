@@ -1,7 +1,8 @@
 //! State that released versions have written, and that every later build must read.
 //!
 //! One file in `golden/` for each released version of the format or of a section; none is ever written again.
-//! `guest-N.state` is a guest saved by `cpr-save reboot`: a bare-metal guest with 2 vCPUs.
+//! `guest-N.state` is a guest saved by `cpr-save reboot`: a bare-metal guest with 2 vCPUs; from 2 on with two entropy
+//! devices on the PCI bus, the first at work.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -15,9 +16,11 @@ use vmm_core::cpr::format::{
 };
 use vmm_core::cpr::reboot::stamp::RamStamp;
 use vmm_core::devices::chardev::ChardevState;
+use vmm_core::devices::pci::{MsixState, PciBusState, PciConfigState};
 use vmm_core::devices::pm::PmState;
 use vmm_core::devices::rtc::RtcState;
 use vmm_core::devices::serial::SerialState;
+use vmm_core::devices::virtio::VirtioState;
 use vmm_core::machine::state::{MachineState, RunStateRecord};
 use vmm_core::memory::RamBlockState;
 use vmm_core::vcpu::state::VcpuState;
@@ -77,7 +80,11 @@ fn again<S: Section>(reader: &mut StateReader, writer: &mut StateWriter, instanc
 
 #[test]
 fn every_section_of_a_guest_is_read_and_written_again_to_the_same_bytes() {
-    let bytes = golden("guest-1.state");
+    ["guest-1.state", "guest-2.state"].into_iter().for_each(is_read_and_written_again);
+}
+
+fn is_read_and_written_again(name: &str) {
+    let bytes = golden(name);
     let mut reader = StateReader::parse(&bytes).unwrap();
     let mut writer = StateWriter::new(reader.header().clone());
     let ids: Vec<_> = reader.table().iter().map(|entry| entry.id).collect();
@@ -92,6 +99,10 @@ fn every_section_of_a_guest_is_read_and_written_again_to_the_same_bytes() {
             SectionKind::Chardev => again::<ChardevState>,
             SectionKind::Rtc => again::<RtcState>,
             SectionKind::Pm => again::<PmState>,
+            SectionKind::PciBus => again::<PciBusState>,
+            SectionKind::PciConfig => again::<PciConfigState>,
+            SectionKind::Msix => again::<MsixState>,
+            SectionKind::Virtio => again::<VirtioState>,
             SectionKind::RunState => again::<RunStateRecord>,
             SectionKind::RamStamp => again::<RamStamp>,
             kind => panic!("a saved guest has no section {kind}"),
@@ -99,5 +110,5 @@ fn every_section_of_a_guest_is_read_and_written_again_to_the_same_bytes() {
         copy(&mut reader, &mut writer, id.instance);
     }
     reader.finish().unwrap();
-    assert!(writer.finish().unwrap() == bytes, "what is written of a saved guest has changed");
+    assert!(writer.finish().unwrap() == bytes, "what is written of {name} has changed");
 }

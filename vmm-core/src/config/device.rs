@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use crate::devices::pci::SLOTS;
+use crate::devices::virtio::console::ConsoleConfig;
 use crate::devices::virtio::rng::RngConfig;
 
 /// A device on the PCI bus. Written `DRIVER[,id=ID][,addr=SLOT]…` on the command line, `[[device]]` with `driver` in TOML.
@@ -16,6 +17,9 @@ pub enum DeviceConfig {
     /// An entropy device.
     #[serde(rename = "virtio-rng-pci")]
     VirtioRng(RngConfig),
+    /// A console and ports with names.
+    #[serde(rename = "virtio-serial-pci")]
+    VirtioSerial(ConsoleConfig),
 }
 
 impl DeviceConfig {
@@ -23,6 +27,7 @@ impl DeviceConfig {
     pub fn driver(&self) -> &'static str {
         match self {
             Self::VirtioRng(_) => "virtio-rng-pci",
+            Self::VirtioSerial(_) => "virtio-serial-pci",
         }
     }
 
@@ -30,6 +35,7 @@ impl DeviceConfig {
     pub fn id(&self) -> Option<&str> {
         match self {
             Self::VirtioRng(config) => config.id.as_deref(),
+            Self::VirtioSerial(config) => config.id.as_deref(),
         }
     }
 
@@ -37,12 +43,14 @@ impl DeviceConfig {
     pub fn addr(&self) -> Option<u8> {
         match self {
             Self::VirtioRng(config) => config.addr,
+            Self::VirtioSerial(config) => config.addr,
         }
     }
 
     fn place(&mut self) -> (&mut Option<String>, &mut Option<u8>) {
         match self {
             Self::VirtioRng(config) => (&mut config.id, &mut config.addr),
+            Self::VirtioSerial(config) => (&mut config.id, &mut config.addr),
         }
     }
 }
@@ -58,7 +66,15 @@ impl FromStr for DeviceConfig {
         table.insert("driver".into(), words.next().unwrap_or_default().into());
         for word in words {
             let (key, value) = word.split_once('=').ok_or_else(|| refused("DRIVER[,KEY=VALUE…]".into()))?;
-            if table.insert(key.into(), value_of(value)).is_some() {
+            // `port.NAME=…`: names of their own, in a table of their own.
+            let twice = match key.strip_prefix("port.") {
+                Some(name) => match table.entry("ports").or_insert_with(|| toml::Table::new().into()) {
+                    toml::Value::Table(ports) => ports.insert(name.into(), value.into()).is_some(),
+                    _ => true,
+                },
+                None => table.insert(key.into(), value_of(value)).is_some(),
+            };
+            if twice {
                 return Err(refused(format!("each key once: '{key}' is there twice")));
             }
         }
@@ -106,6 +122,11 @@ pub(super) fn validate(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
     }
     let (mut ids, mut slots) = (BTreeSet::new(), BTreeSet::new());
     for device in devices {
+        if let DeviceConfig::VirtioSerial(config) = device {
+            config
+                .validate()
+                .or_else(|why| refused("virtio-serial-pci", why, "ports that a guest can use"))?;
+        }
         if let Some(id) = device.id() {
             let well_formed = (1..=64).contains(&id.len())
                 && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
@@ -142,6 +163,22 @@ mod tests {
             let config = RngConfig { id: Some("rng0".into()), addr: Some(18) };
             assert_eq!(text.parse::<DeviceConfig>().unwrap(), DeviceConfig::VirtioRng(config));
         }
+    }
+
+    #[test]
+    fn ports_are_read_by_their_names() {
+        let text = "virtio-serial-pci,console=pty,port.org.qemu.guest_agent.0=unix:/run/agent,port.log=file:/tmp/log";
+        let DeviceConfig::VirtioSerial(config) = text.parse().unwrap() else { panic!() };
+        let ports: Vec<_> =
+            config.numbered().into_iter().map(|(n, name, on)| (n, name, on.to_string())).collect();
+        let expected = [
+            (0, None, "pty"),
+            (1, Some("log"), "file:/tmp/log"),
+            (2, Some("org.qemu.guest_agent.0"), "unix:/run/agent"),
+        ];
+        assert_eq!(ports, expected.map(|(n, name, on)| (n, name, on.to_owned())));
+        assert!("virtio-serial-pci,port.a=pty,port.a=null".parse::<DeviceConfig>().is_err());
+        assert!("virtio-serial-pci,port.a=nowhere".parse::<DeviceConfig>().is_err());
     }
 
     #[test]

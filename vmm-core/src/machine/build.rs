@@ -8,6 +8,7 @@ use kvm_ioctls::{Kvm, VmFd};
 use vm_device::bus::{PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, PioManager};
 
+use super::backends::Backends;
 use super::events::{EventSink, request_sink};
 use super::exits::Exits;
 use super::irq::GsiLine;
@@ -16,7 +17,6 @@ use super::pci;
 use super::run_state::RunState;
 use super::{Machine, MachineError};
 use crate::config::MachineConfig;
-use crate::devices::chardev::Chardev;
 use crate::devices::i8042::I8042;
 use crate::devices::pci::PciBus;
 use crate::devices::pm::Pm;
@@ -73,21 +73,21 @@ impl Devices {
 
     fn new(
         vm: &Arc<VmFd>,
-        config: &MachineConfig,
+        ram_size: u64,
         ram: &GuestRam,
         loading: bool,
-        chardev: Chardev,
+        backends: Backends,
         events: &EventSink,
     ) -> Result<Self, DeviceError> {
         let line = |gsi| GsiLine::line(vm, gsi);
         let requests = request_sink(events);
         let msi = MsiRoutes::new(vm, loading);
         Ok(Self {
-            serial: Serial::new("serial0", line(layout::COM1_GSI), chardev),
+            serial: Serial::new("serial0", line(layout::COM1_GSI), backends.serial),
             pm: Arc::new(Pm::new(line(layout::SCI_GSI), Arc::clone(&requests))),
-            rtc: Arc::new(Rtc::new(config.memory.size.0)),
+            rtc: Arc::new(Rtc::new(ram_size)),
             i8042: Arc::new(I8042::new(requests)),
-            pci: Arc::new(pci::bus(vm, config, ram, &msi)?),
+            pci: Arc::new(pci::bus(vm, ram_size, backends.devices, ram, &msi)?),
             msi,
         })
     }
@@ -119,7 +119,7 @@ pub(super) struct Parts {
     /// What a guest that has lived was shown; none at a cold boot.
     pub(super) platform: Option<Platform>,
     pub(super) blocks: Vec<RamBlock>,
-    pub(super) chardev: Chardev,
+    pub(super) backends: Backends,
     pub(super) events: EventSink,
 }
 
@@ -129,7 +129,7 @@ fn kvm(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
 
 /// Puts a machine together: VM, interrupt chips, memory slots, vCPU threads, devices. Its vCPUs have no state yet.
 pub(super) fn assemble(parts: Parts, state: RunState) -> Result<Machine, MachineError> {
-    let Parts { config, platform, blocks, chardev, events } = parts;
+    let Parts { config, platform, blocks, backends, events } = parts;
     let kvm_fd = Kvm::new().map_err(kvm("opening /dev/kvm"))?;
     let host = HostCaps::probe(&kvm_fd)?;
     let mut platform = match platform {
@@ -146,7 +146,8 @@ pub(super) fn assemble(parts: Parts, state: RunState) -> Result<Machine, Machine
 
     let ended = Arc::new(AtomicBool::new(false));
     let events = ending(events, &ended);
-    let devices = Devices::new(&vm, &config, &ram, state == RunState::Inmigrate, chardev, &events)?;
+    let devices =
+        Devices::new(&vm, config.memory.size.0, &ram, state == RunState::Inmigrate, backends, &events)?;
     let mut io = IoManager::new();
     devices.register(&mut io)?;
     let exits: Arc<dyn ExitHandler> = Exits::new(io, Arc::clone(&devices.pci), events);

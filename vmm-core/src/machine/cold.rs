@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use super::backends::{Backends, Source};
 use super::build::{self, Parts};
 use super::events::EventSink;
 use super::run_state::RunState;
 use super::{Loaded, Machine, MachineError};
 use crate::config::MachineConfig;
 use crate::cpr::fds::FdTable;
-use crate::devices::chardev::Chardev;
 use crate::memory::{self, RamBlock};
 use crate::x86::boot;
 
@@ -28,33 +28,32 @@ fn read_firmware(path: &Path) -> Result<Vec<u8>, MachineError> {
 impl Machine {
     /// Builds a machine and puts what it boots in its memory.
     pub fn boot(config: MachineConfig, events: EventSink) -> Result<Loaded, MachineError> {
-        let chardev = Chardev::open("serial0", &config.serial)?;
-        Self::boot_with(config, chardev, events)
+        Self::boot_on(config, &mut Source::New, events)
     }
 
-    /// The same guest from its beginning, on the descriptors of its serial port that are kept.
+    /// The same guest from its beginning, on the descriptors of its devices that are kept.
     pub fn reboot(
         config: MachineConfig,
         mut kept: FdTable,
         events: EventSink,
     ) -> Result<Loaded, MachineError> {
-        let chardev = Chardev::adopt("serial0", &config.serial, &mut kept)?;
-        Self::boot_with(config, chardev, events)
+        Self::boot_on(config, &mut Source::Kept(&mut kept), events)
     }
 
-    fn boot_with(
+    fn boot_on(
         mut config: MachineConfig,
-        chardev: Chardev,
+        source: &mut Source<'_>,
         events: EventSink,
     ) -> Result<Loaded, MachineError> {
         config.validate()?;
         config.settle();
+        let backends = Backends::make(&config, source)?;
         let mut blocks = vec![RamBlock::create(memory::RAM, &config.memory)?];
         if let Some(firmware) = &config.boot.firmware {
             blocks.push(RamBlock::create_rom(memory::ROM, &read_firmware(firmware)?)?);
         }
         let machine =
-            build::assemble(Parts { config, platform: None, blocks, chardev, events }, RunState::Prelaunch)?;
+            build::assemble(Parts { config, platform: None, blocks, backends, events }, RunState::Prelaunch)?;
         let entry = boot::load(
             &machine.config.boot,
             machine.ram.memory(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::backends::{Backends, Source};
 use super::background::in_background;
 use super::build::{self, Parts};
 use super::events::EventSink;
@@ -13,7 +14,6 @@ use crate::config::MachineConfig;
 use crate::cpr::fds::{FdError, FdName, FdTable};
 use crate::cpr::format::{SectionKind, StateReader};
 use crate::cpr::report::Stopwatch;
-use crate::devices::chardev::Chardev;
 use crate::memory::{RamBlock, RamBlockState};
 use crate::vcpu::state::VcpuState;
 use crate::x86::clock::{ClockState, Resumption};
@@ -36,14 +36,6 @@ pub struct Overrides {
 pub type Admit =
     Arc<dyn Fn(&MachineConfig) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
 
-/// Where RAM and the serial port come from.
-pub enum RamSource<'a> {
-    /// Descriptors that were handed over.
-    Kept(&'a mut FdTable),
-    /// Opened again by their paths.
-    Reopened,
-}
-
 /// A machine that waits for its guest's state.
 #[derive(Debug)]
 pub struct Incoming {
@@ -58,13 +50,13 @@ impl Incoming {
         fds: &mut FdTable,
         overrides: &Overrides,
     ) -> Result<Self, LoadError> {
-        Self::build(state, RamSource::Kept(fds), overrides)
+        Self::build(state, Source::Kept(fds), overrides)
     }
 
     /// Builds the machine that the state describes, on what its configuration names.
     pub fn build(
         state: &mut StateReader,
-        mut source: RamSource<'_>,
+        mut source: Source<'_>,
         overrides: &Overrides,
     ) -> Result<Self, LoadError> {
         let MachineState { config, platform } = state.take(0)?;
@@ -76,18 +68,15 @@ impl Incoming {
         for index in state.instances(SectionKind::Ram) {
             let block: RamBlockState = state.take(index)?;
             blocks.push(match &mut source {
-                RamSource::Kept(fds) => {
+                Source::Kept(fds) => {
                     RamBlock::adopt(&block.name, fds.take(&FdName::new(&block.name, 0))?, &block)?
                 }
-                RamSource::Reopened => RamBlock::reopen(&config.memory, &block)?,
+                Source::New | Source::Reopened => RamBlock::reopen(&config.memory, &block)?,
             });
         }
-        let chardev = match source {
-            RamSource::Kept(fds) => Chardev::adopt("serial0", &config.serial, fds)?,
-            RamSource::Reopened => Chardev::reopen("serial0", &config.serial)?,
-        };
+        let backends = Backends::make(&config, &mut source)?;
         let events = overrides.events.clone();
-        let parts = Parts { config, platform: Some(platform), blocks, chardev, events };
+        let parts = Parts { config, platform: Some(platform), blocks, backends, events };
         let machine = build::assemble(parts, RunState::Inmigrate)?;
         let faulted = in_background(|| machine.ram.populate(&AtomicBool::new(false)));
         tracing::debug!("faulted in {faulted} bytes of RAM that are in use");

@@ -5,6 +5,7 @@
 //!    enters the guest only with a [`Claim`].
 //! 3. A [`Machine`] can be stopped and go on; [`Stopped`] is the only thing that can be saved.
 
+mod backends;
 mod background;
 mod build;
 mod cold;
@@ -24,8 +25,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvm_ioctls::VmFd;
 
+pub use self::backends::Source;
 pub use self::build::Devices;
-pub use self::incoming::{Incoming, Overrides, RamSource};
+pub use self::incoming::{Incoming, Overrides};
 use self::run_state::{IllegalStep, RunState};
 use self::state::{MachineState, RunStateRecord};
 pub use self::stopped::Stopped;

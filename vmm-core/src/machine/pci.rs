@@ -6,11 +6,9 @@ use kvm_ioctls::VmFd;
 
 use super::irq::GsiLine;
 use super::msi::{IoEvents, MsiRoutes, VectorSource};
-use crate::config::{DeviceConfig, MachineConfig};
 use crate::devices::DeviceError;
 use crate::devices::pci::{HostBridge, IntxLine, PciBus, Windows};
-use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::{VirtioPci, Wires};
+use crate::devices::virtio::{VirtioDevice, VirtioPci, Wires};
 use crate::memory::GuestRam;
 use crate::x86::layout;
 
@@ -23,14 +21,15 @@ fn windows(ram_size: u64) -> Windows {
     }
 }
 
-/// Makes the bus and everything on it. Ids and slots are settled.
+/// Makes the bus and everything on it.
 pub(super) fn bus(
     vm: &Arc<VmFd>,
-    config: &MachineConfig,
+    ram_size: u64,
+    devices: Vec<(u8, Arc<dyn VirtioDevice>)>,
     ram: &GuestRam,
     msi: &Arc<MsiRoutes>,
 ) -> Result<PciBus, DeviceError> {
-    let mut bus = PciBus::new(windows(config.memory.size.0));
+    let mut bus = PciBus::new(windows(ram_size));
     bus.add(0, Arc::new(HostBridge::new()))?;
     let wires = Wires {
         memory: Arc::new(ram.memory().clone()),
@@ -40,17 +39,7 @@ pub(super) fn bus(
             IntxLine::new(GsiLine::line(vm, layout::PCI_INTX_GSI + line as u32))
         }),
     };
-    for device in &config.devices {
-        let (Some(id), Some(slot)) = (device.id(), device.addr()) else {
-            let found = format!("a {} without id or slot", device.driver());
-            return Err(DeviceError::impossible("pci")((
-                found,
-                "both in every guest that was booted".into(),
-            )));
-        };
-        let device = match device {
-            DeviceConfig::VirtioRng(_) => Arc::new(Rng::new(id)?),
-        };
+    for (slot, device) in devices {
         bus.add(slot, VirtioPci::new(slot, device, wires.clone())?)?;
     }
     Ok(bus)

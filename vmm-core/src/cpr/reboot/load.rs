@@ -11,7 +11,7 @@ use crate::cpr::blockers::Blocker;
 use crate::cpr::format::{FormatError, StateReader};
 use crate::cpr::ownership::OwnershipError;
 use crate::cpr::report::Stopwatch;
-use crate::machine::{Incoming, LoadError, Machine, Overrides, RamSource};
+use crate::machine::{Incoming, LoadError, Machine, Overrides, Source};
 
 /// Why a saved guest was not loaded. It is where it was: in its file and its RAM.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +92,7 @@ fn find(path: &Path, overrides: &Overrides) -> Result<Found, RebootError> {
         return Err(RebootError::Mode { path: name(), found });
     }
     let expected: RamStamp = reader.take(0).map_err(format)?;
-    let incoming = Incoming::build(&mut reader, RamSource::Reopened, overrides)
+    let incoming = Incoming::build(&mut reader, Source::Reopened, overrides)
         .map_err(|source| RebootError::Load { path: name(), source: Box::new(source) })?;
     let location = incoming.ram_block().and_then(crate::memory::RamBlock::stamp_location);
     let location = location.ok_or_else(|| RebootError::NoRam { path: name() })?;
