@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use guest_init::frame::{Frame, Kind};
 use nix::sys::termios::{SetArg, cfmakeraw, tcdrain, tcgetattr, tcsetattr};
@@ -13,6 +14,9 @@ const FILLER: &str = "the quick brown fox jumps over the lazy dog 0123456789 ";
 /// Bytes that are given to the serial driver at once. It sends all it has in one interrupt: on a machine where a byte
 /// takes most of a millisecond, as on a nested host under TCG, a longer piece would hold a CPU for seconds.
 const PIECE: usize = 32;
+
+/// How long a terminal may take to be there.
+const THERE_WITHIN: Duration = Duration::from_secs(20);
 
 struct Out {
     file: File,
@@ -26,9 +30,16 @@ pub struct Console {
 }
 
 impl Console {
-    /// Opens a terminal and makes it raw: no echo, no translation.
+    /// Opens a terminal and makes it raw: no echo, no translation. One that is not there yet is waited for: a virtio
+    /// console's driver finds its ports in its own time.
     pub fn open(path: &str) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let deadline = Instant::now() + THERE_WITHIN;
+        let file = loop {
+            match OpenOptions::new().read(true).write(true).open(path) {
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                opened => break opened?,
+            }
+        };
         let mut terminal = tcgetattr(&file)?;
         cfmakeraw(&mut terminal);
         tcsetattr(&file, SetArg::TCSANOW, &terminal)?;

@@ -8,7 +8,7 @@
 //! 5. The power button powers the guest off.
 //!
 //! Options on the kernel's command line: `guest.load=mem,cpu,rng` (what load), `guest.mem=256` (MiB of patterns),
-//! `guest.rate=10` (numbered lines a second).
+//! `guest.rate=10` (numbered lines a second), `guest.console=ttyS0` (which terminal).
 
 mod clocks;
 mod commands;
@@ -55,7 +55,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let options = options::Options::from_cmdline(&std::fs::read_to_string("/proc/cmdline")?);
     let cpus = thread::available_parallelism()?.get();
     let watch = Arc::new(Watch {
-        console: Console::open("/dev/ttyS0")?,
+        console: Console::open(&format!("/dev/{}", options.console))?,
         clocks: clocks::Clocks::new(),
         heartbeats: (0..cpus).map(|_| heartbeat::Beats::default()).collect(),
         memory: memory::Checks::default(),

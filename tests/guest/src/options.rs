@@ -13,13 +13,21 @@ pub struct Options {
     pub memory_mib: usize,
     /// Numbered lines a second.
     pub rate: u32,
+    /// The terminal that lines go to and commands come from.
+    pub console: String,
 }
 
 impl Options {
     /// Reads `guest.*` options; what is not there or not a number keeps its default.
     pub fn from_cmdline(cmdline: &str) -> Self {
-        let mut options =
-            Self { load_memory: true, load_cpu: true, load_rng: false, memory_mib: 256, rate: 10 };
+        let mut options = Self {
+            load_memory: true,
+            load_cpu: true,
+            load_rng: false,
+            memory_mib: 256,
+            rate: 10,
+            console: "ttyS0".into(),
+        };
         for word in cmdline.split_whitespace() {
             let Some((key, value)) = word.split_once('=') else { continue };
             match key {
@@ -28,6 +36,7 @@ impl Options {
                     options.load_cpu = value.split(',').any(|load| load == "cpu");
                     options.load_rng = value.split(',').any(|load| load == "rng");
                 }
+                "guest.console" => options.console = value.to_owned(),
                 "guest.mem" => options.memory_mib = value.parse().unwrap_or(options.memory_mib),
                 "guest.rate" => options.rate = value.parse().unwrap_or(options.rate).clamp(1, 1000),
                 _ => {}
@@ -43,11 +52,19 @@ mod tests {
 
     #[test]
     fn options_are_read_among_the_kernels_own() {
-        let options =
-            Options::from_cmdline("console=ttyS0 guest.load=mem,rng guest.mem=64 quiet guest.rate=0\n");
+        let options = Options::from_cmdline(
+            "console=ttyS0 guest.load=mem,rng guest.mem=64 quiet guest.rate=0 guest.console=hvc0\n",
+        );
         assert_eq!(
             options,
-            Options { load_memory: true, load_cpu: false, load_rng: true, memory_mib: 64, rate: 1 }
+            Options {
+                load_memory: true,
+                load_cpu: false,
+                load_rng: true,
+                memory_mib: 64,
+                rate: 1,
+                console: "hvc0".into()
+            }
         );
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL};
-use super::scenario::{Backing, Guest, Mode};
+use super::scenario::{Backing, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
 
 const NAME: &str = "vm1";
@@ -40,7 +40,10 @@ impl Owner {
             format!("--kernel={GUEST_KERNEL}"),
             format!("--initrd={GUEST_INITRD}"),
             format!("--cmdline={}", guest.cmdline()),
-            format!("--serial=unix:{}", serial().display()),
+            match guest.console {
+                Terminal::Serial => format!("--serial=unix:{}", serial().display()),
+                Terminal::Virtio => format!("--device=virtio-serial-pci,console=unix:{}", serial().display()),
+            },
         ];
         arguments.extend(guest.devices.iter().map(|device| format!("--device={device}")));
         let process = load(&arguments, 0)?;

@@ -55,6 +55,9 @@ pub struct Guest {
     /// What its RAM is made of.
     #[serde(default)]
     pub backing: Backing,
+    /// What it talks to the lab over.
+    #[serde(default)]
+    pub console: Terminal,
     /// Its devices, as `cpr-load boot --device` takes them.
     #[serde(default)]
     pub devices: Vec<String>,
@@ -73,11 +76,33 @@ impl Guest {
     /// The command line that its kernel is booted with.
     pub fn cmdline(&self) -> String {
         format!(
-            "console=ttyS0 loglevel=4 panic=-1 reboot=t guest.load={} guest.mem={} {}",
+            "console=ttyS0 loglevel=4 panic=-1 reboot=t guest.load={} guest.mem={} guest.console={} {}",
             self.load.join(","),
             self.pattern_mib,
+            self.console.name(),
             self.cmdline
         )
+    }
+}
+
+/// What a guest talks to the lab over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Terminal {
+    /// The serial port.
+    #[default]
+    Serial,
+    /// A virtio console.
+    Virtio,
+}
+
+impl Terminal {
+    /// Its name in the guest.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Serial => "ttyS0",
+            Self::Virtio => "hvc0",
+        }
     }
 }
 
