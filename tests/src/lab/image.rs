@@ -14,7 +14,7 @@ use super::scenario::{Kernel, Scenario};
 use crate::harness::host::binary;
 
 /// What a test guest needs besides what its kernel has built in: the power button, and the drivers of its devices.
-const GUEST_MODULES: [&str; 4] = ["evdev", "button", "virtio_pci", "virtio_rng"];
+const GUEST_MODULES: [&str; 5] = ["evdev", "button", "virtio_pci", "virtio_rng", "virtio_console"];
 /// What a host needs besides what its kernel has built in.
 const HOST_MODULES: [&str; 2] = ["kvm_amd", "kvm_intel"];
 
