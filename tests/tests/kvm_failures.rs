@@ -40,6 +40,8 @@ cpr_tests::tests!(
     an_exec_of_a_command_that_hangs_fails,
     an_exec_of_a_command_that_cannot_read_the_format_fails,
     an_exec_whose_new_binary_cannot_load_after_all_comes_back_to_the_old_one,
+    an_exec_whose_new_binary_ends_after_all_leaves_the_guest_running,
+    an_exec_whose_new_binary_hangs_after_all_leaves_the_guest_running,
 );
 
 fn boot(host: &Host) -> anyhow::Result<Vm<'_>> {
@@ -442,13 +444,67 @@ fn an_exec_of_a_command_that_cannot_read_the_format_fails() -> anyhow::Result<()
 fn an_exec_whose_new_binary_cannot_load_after_all_comes_back_to_the_old_one() -> anyhow::Result<()> {
     let host = Host::new()?;
     let mut vm = boot(&host)?;
-    // It answers the probe like any other, and lacks a feature when it comes to it.
     let load = binary("cpr-load")?;
-    let load = load.display();
-    let turncoat = script(
-        &host,
-        &format!("case \"$*\" in *exec:*) exec {load} \"$@\" --set cpu.mask=sse3;; esac\nexec {load} \"$@\""),
-    )?;
+    // It answers the probe like any other, and lacks a feature when it comes to it.
+    let turncoat = turncoat(&host, &format!("exec {} \"$@\" --set cpu.mask=sse3", load.display()))?;
     vm.save("exec", &["--", &turncoat])?.must_say(1, "sse3")?;
     as_if_nothing_had_happened(&mut vm)
+}
+
+/// A command that answers the probe like any other, and does something else once it is executed.
+fn turncoat(host: &Host, does: &str) -> anyhow::Result<String> {
+    let load = binary("cpr-load")?;
+    let load = load.display();
+    script(host, &format!("case \"$*\" in *exec:*) {does};; esac\nexec {load} \"$@\""))
+}
+
+/// For a process that gave its guest away.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
+
+/// A process that the harness did not start; it does not outlive the test.
+struct Stray(Pid);
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
+}
+
+/// Execs a command that does not take the guest after all, and expects it in the process that it went to on its way:
+/// it runs, its monitor answers, it can be handed over.
+fn exec_leaves_the_guest_in_the_stopover(command: &str, host: &Host, vm: &mut Vm<'_>) -> anyhow::Result<()> {
+    let outcome = vm.save("exec", &["--timeout", "2", "--", command])?;
+    let outcome = outcome.must_say(1, "the guest runs on in process ")?;
+    let said = format!("{} {}", outcome.facts, outcome.log);
+    let pid =
+        said.split("the guest runs on in process ").nth(1).and_then(|rest| rest.split([' ', ',']).next());
+    let pid: i32 = pid.and_then(|pid| pid.parse().ok()).context("no process is named")?;
+    let stopover = Stray(Pid::from_raw(pid));
+    ensure!(pid != vm.process.pid(), "the guest is said to be in the process that was to execute");
+    vm.becomes("running")?;
+    vm.goes_on()?;
+    let target = host.target()?;
+    vm.transfer_to(&target.socket)?.must_be(0).context("a right handover after the failure")?;
+    vm.process = target.process;
+    vm.goes_on()?;
+    let deadline = Instant::now() + ENDS_WITHIN;
+    while kill(stopover.0, None).is_ok() {
+        ensure!(Instant::now() < deadline, "the stopover gave its guest away and did not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    as_if_nothing_had_happened(vm)
+}
+
+fn an_exec_whose_new_binary_ends_after_all_leaves_the_guest_running() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host)?;
+    let turncoat = turncoat(&host, "exit 1")?;
+    exec_leaves_the_guest_in_the_stopover(&turncoat, &host, &mut vm)
+}
+
+fn an_exec_whose_new_binary_hangs_after_all_leaves_the_guest_running() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host)?;
+    let turncoat = turncoat(&host, "exec sleep 1000")?;
+    exec_leaves_the_guest_in_the_stopover(&turncoat, &host, &mut vm)
 }

@@ -152,8 +152,8 @@ fn a_paused_guest_stays_paused_through_each_mode() -> anyhow::Result<()> {
     vm.save("stop", &[])?.must_be(0)?;
     for mode in CprMode::ALL {
         vm.handover(mode)?;
-        let state = vm.run_state()?;
-        ensure!(state == "paused", "over {mode} the paused guest became {state}");
+        // The process that loads a file is `inmigrate` until it has.
+        vm.becomes("paused").with_context(|| format!("over {mode}"))?;
         vm.stands_still().with_context(|| format!("over {mode}"))?;
     }
     vm.save("cont", &[])?.must_be(0)?;

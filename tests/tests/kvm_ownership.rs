@@ -21,6 +21,7 @@ cpr_tests::tests!(
     a_target_killed_after_its_claim_takes_the_guest_with_it,
     a_claim_that_nobody_heard_of_still_counts,
     either_side_killed_at_a_random_moment_leaves_one_owner_or_none,
+    a_process_killed_at_a_random_moment_of_an_exec_leaves_one_owner_or_none,
 );
 
 fn boot(host: &Host) -> anyhow::Result<Vm<'_>> {
@@ -181,4 +182,59 @@ fn counts(vm: &Vm<'_>) -> anyhow::Result<bool> {
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(false)
+}
+
+fn a_process_killed_at_a_random_moment_of_an_exec_leaves_one_owner_or_none() -> anyhow::Result<()> {
+    let rounds = std::env::var("CPR_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
+    let seed = std::env::var("CPR_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or_else(seed);
+    let mut random = Random(seed | 1);
+    let host = Host::new()?;
+    let mut vm = boot(&host)?;
+    let mut survived = 0;
+    for round in 0..rounds {
+        let (next, lived) =
+            kill_in_exec(&host, vm, &mut random).with_context(|| format!("round {round} of seed {seed}"))?;
+        vm = next;
+        survived += usize::from(lived);
+    }
+    println!(
+        "note: of {rounds} guests {survived} lived on, the others died with the process that they were in"
+    );
+    // With the new image killed while the guest is in the stopover, some must.
+    ensure!(survived > 0, "no guest lived on");
+    Ok(())
+}
+
+/// Has a guest's process execute its binary anew, kills it or the stopover on the way, sees that what is left is right, and
+/// gives a guest for the next round. True if the guest lived on.
+fn kill_in_exec<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::Result<(Vm<'h>, bool)> {
+    let source = Pid::from_raw(vm.process.pid());
+    let kill_stopover = random.below(3) == 0;
+    let exec = vm.start("exec", &["--timeout", "5"])?;
+    std::thread::sleep(Duration::from_micros(random.below(150_000)));
+    let victim = if kill_stopover { child_of(source) } else { Some(source) };
+    if let Some(victim) = victim {
+        let _ = kill(victim, Signal::SIGKILL);
+    }
+    exec.finish()?;
+    vm.ram.check(2)?;
+    if !counts(&vm)? {
+        vm.stands_still()?;
+        vm.ram.check(2)?;
+        return Ok((boot(host)?, false));
+    }
+    vm.becomes("running")?;
+    vm.goes_on()?;
+    // Whichever process has it gives it away like any other.
+    let target = host.target()?;
+    vm.transfer_to(&target.socket)?.must_be(0)?;
+    vm.process = target.process;
+    vm.goes_on()?;
+    Ok((vm, true))
+}
+
+/// The newest child of a process.
+fn child_of(parent: Pid) -> Option<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+    children.split_whitespace().last()?.parse().ok().map(Pid::from_raw)
 }

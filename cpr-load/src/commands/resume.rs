@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
+use vmm_core::cpr::exec::arrive::ArriveError;
 use vmm_core::cpr::transfer::target::TargetError;
-use vmm_core::owner::{Options, Owner, OwnerError};
+use vmm_core::owner::{Ended, Options, Owner, OwnerError};
 
 use super::ended;
 use crate::flags::Resume;
@@ -14,10 +15,7 @@ pub fn resume(resume: Resume) -> anyhow::Result<ExitCode> {
     match Owner::new(options)?.resume(resume.from) {
         // It was only asked whether it could, and it could.
         Err(OwnerError::Transfer(TargetError::Probe)) => Ok(ExitCode::SUCCESS),
-        Err(error) if error.guest_is_lost() => {
-            eprintln!("cpr-load: {error}");
-            Ok(ExitCode::from(4))
-        }
+        Err(OwnerError::Exec(ArriveError::GuestEnded)) => Ok(ended(Ended::GuestEnded)),
         result => Ok(ended(result?)),
     }
 }

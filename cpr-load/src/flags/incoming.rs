@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use vmm_core::cpr::exec::command::Arrival;
+use vmm_core::cpr::exec::stopover::Sockets;
 use vmm_core::monitor::{Address, Channels, Incoming};
 use vmm_core::owner::Origin;
 
@@ -97,7 +98,13 @@ impl ResumeFlags {
         } else if let Some(arrival) = self.from.strip_prefix("exec:") {
             let arrival = Arrival::parse(arrival);
             Origin::Exec(
-                arrival.ok_or_else(|| anyhow!("--from {}: expected exec:STATE[,FALLBACK]", self.from))?,
+                arrival
+                    .ok_or_else(|| anyhow!("--from {}: expected exec:CHANNEL[,BACK,BINARY]", self.from))?,
+            )
+        } else if let Some(sockets) = self.from.strip_prefix("stopover:") {
+            let sockets = Sockets::parse(sockets);
+            Origin::Stopover(
+                sockets.ok_or_else(|| anyhow!("--from {}: expected stopover:FROM,ONWARD,BACK", self.from))?,
             )
         } else if let Some(fd) = self.from.strip_prefix("fd:") {
             Origin::Connected(

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use serde::Deserialize;
 use serde_json::json;
+use vmm_core::cpr::Mode;
 use vmm_core::monitor::client::{ClientError, ReceivedEvent};
 use vmm_core::monitor::{MigrationInfo, MigrationStatus};
 
@@ -48,7 +49,9 @@ pub fn to_the_end(
 ) -> anyhow::Result<End> {
     let stopped = Duration::from_millis(plan.downtime_limit.unwrap_or(5_000));
     let grace = if guest.has_cpr_commands { stopped + GRACE } else { Duration::ZERO };
-    let mut deadline = Instant::now() + plan.timeout + grace;
+    // An exec prepares three processes, each within the bound.
+    let prepares = if plan.mode == Mode::CprExec { 3 } else { 1 };
+    let mut deadline = Instant::now() + plan.timeout * prepares + grace;
     let mut ask = Instant::now() + QUIET;
     let mut cancelled: Option<String> = None;
     let mut seen = None;

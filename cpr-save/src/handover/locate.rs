@@ -11,10 +11,10 @@ use vmm_core::monitor::{MigrationStatus, RunState};
 use crate::exit::Failure;
 use crate::guest::Guest;
 
-/// How long a VMM may take to come back after executing itself, or to take its guest back.
+/// How long a VMM may take to take its guest back, or QEMU to come back after executing itself.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a VMM may be away that did not execute itself.
+/// How long a VMM may be away that keeps its clients when it executes itself.
 const SHORT: Duration = Duration::from_secs(2);
 
 /// Where the guest is.
@@ -39,9 +39,10 @@ impl Place {
 }
 
 /// Finds the guest after the connection to its monitor was lost: asks whoever answers there now. `threads` ran its vCPUs
-/// before: the same threads mean the same process.
-pub fn after_loss(vm: &Path, mode: Mode, threads: &[i32], lost: anyhow::Error) -> Place {
-    let deadline = Instant::now() + if mode == Mode::CprExec { PATIENCE } else { SHORT };
+/// before: the same threads mean the same process. `keeps_clients` is whether the VMM would have kept the connection.
+pub fn after_loss(vm: &Path, mode: Mode, keeps_clients: bool, threads: &[i32], lost: anyhow::Error) -> Place {
+    let comes_back = mode == Mode::CprExec && !keeps_clients;
+    let deadline = Instant::now() + if comes_back { PATIENCE } else { SHORT };
     let answer = loop {
         match ask(vm, threads, deadline) {
             // It answered while it was going down, or is not up yet.

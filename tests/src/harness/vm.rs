@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use vmm_core::cpr::Mode;
 use vmm_core::monitor::client::Client;
 
-use super::host::{Host, Outcome, Target};
+use super::host::{Host, Outcome, Save, Target};
 use super::process::Process;
 use super::ram::Ram;
 use crate::guests::{Guest, Work};
@@ -134,11 +134,16 @@ impl<'h> Vm<'h> {
         }
     }
 
-    /// Runs `cpr-save VERB VM …`.
-    pub fn save(&self, verb: &str, more: &[&str]) -> anyhow::Result<Outcome> {
+    /// Starts `cpr-save VERB VM …`.
+    pub fn start(&self, verb: &str, more: &[&str]) -> anyhow::Result<Save> {
         let mut arguments = vec![verb, &self.name];
         arguments.extend(more);
-        self.host.save(&arguments)
+        self.host.start_save(&arguments)
+    }
+
+    /// Runs `cpr-save VERB VM …`.
+    pub fn save(&self, verb: &str, more: &[&str]) -> anyhow::Result<Outcome> {
+        self.start(verb, more)?.finish()
     }
 
     /// Runs `cpr-save transfer` to a socket.

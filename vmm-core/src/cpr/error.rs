@@ -10,6 +10,8 @@ use super::report::Phase;
 pub enum Whereabouts {
     /// In the source, as if nothing had happened.
     Source,
+    /// In this process, to which it went on its way.
+    Stopover(u32),
     /// Nobody who is asked can know.
     Unknown,
 }
@@ -58,6 +60,9 @@ impl fmt::Display for HandoverError {
         write!(f, "{}: {}", self.phase, self.why)?;
         match self.guest {
             Whereabouts::Source => f.write_str(" (the guest is in the source)"),
+            Whereabouts::Stopover(pid) => {
+                write!(f, " (the guest runs on in process {pid}, which has its old binary and its monitor)")
+            }
             Whereabouts::Unknown => f.write_str(" (where the guest is cannot be known)"),
         }
     }

@@ -357,7 +357,6 @@ pub fn readable_versions() -> Versions {
         .with::<crate::devices::pci::PciConfigState>()
         .with::<crate::devices::pci::MsixState>()
         .with::<crate::devices::virtio::VirtioState>()
-        .with::<crate::cpr::exec::state::DescriptorNumbers>()
         .with::<crate::cpr::exec::state::Journey>()
         .with::<crate::cpr::reboot::stamp::RamStamp>()
         .with::<crate::monitor::server::MonitorState>()

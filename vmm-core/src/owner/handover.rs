@@ -18,7 +18,9 @@ use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::error::{HandoverError, InPhase};
 use crate::cpr::exec::command::ExecCommand;
+use crate::cpr::exec::depart::Departure;
 use crate::cpr::exec::probe;
+use crate::cpr::exec::stopover::Stopover;
 use crate::cpr::reboot;
 use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::{Channel, was_cancelled};
@@ -39,7 +41,7 @@ impl Destination {
 }
 
 impl Shared {
-    fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         let parameters = self.parameters();
         Limits {
             prepare: Duration::from_millis(parameters.prepare_timeout),
@@ -131,7 +133,7 @@ impl Shared {
             Destination::Reboot { file } => {
                 reboot::save::save(guest, &file, limits, &cancel, &observer, watch)
             }
-            Destination::Exec => match self.ask(guest, limits, cancel, &observer, watch) {
+            Destination::Exec => match self.lead_away(guest, limits, cancel, &observer, watch) {
                 // The main thread goes on with it.
                 Ok(()) => return,
                 Err(error) => Err(error),
@@ -143,8 +145,9 @@ impl Shared {
         }
     }
 
-    /// Asks the new binary whether it could, then leaves the rest to the main thread.
-    fn ask(
+    /// Asks the new binary whether it could, makes a stopover ready, then leaves the rest to the main thread, which serves
+    /// the monitor: its clients go along.
+    fn lead_away(
         &self,
         guest: &Machine,
         limits: Limits,
@@ -156,7 +159,21 @@ impl Shared {
         let command = ExecCommand::new(&words).in_phase(Phase::Connect)?;
         let asking = cancel.try_clone().in_phase(Phase::Connect)?;
         probe::probe(guest, &command, limits, asking, observer, &mut watch)?;
-        self.inbox.post(Task::Depart { cancel, command, limits, watch });
+        let (stopover, channel) = Stopover::start()?;
+        let departure = Departure::new(command, stopover).in_phase(Phase::Connect)?;
+        watch.lap("stopover");
+        let terms = Terms { mode: Mode::CprExec, probe: false, limits };
+        let ready = Channel::new(channel, Some(cancel)).in_phase(Phase::Connect).and_then(|channel| {
+            let aboard = &mut |_: &mut _, _: &mut _| Ok(());
+            source::prepare(guest, channel, None, terms, aboard, observer, &mut watch)
+        });
+        match ready {
+            Ok(ready) => self.inbox.post(Task::Depart { ready, departure, terms, watch }),
+            Err(error) => {
+                departure.call_off();
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
@@ -282,7 +299,7 @@ impl Shared {
         if was_cancelled(cancel.as_fd()) {
             return Err(HandoverError::cancelled(Phase::Prepare));
         }
-        source::hand_over(guest, ready, terms, observer, watch)
+        source::hand_over(guest, ready, terms, None, observer, watch)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Taking a guest in.
 
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,9 @@ use nix::poll::PollFlags;
 
 use super::{Origin, OwnerError};
 use crate::cpr::exec::arrive::{self, Arrived};
-use crate::cpr::exec::state::Settings;
+use crate::cpr::exec::inherit;
+use crate::cpr::exec::state::{Journey, Settings};
+use crate::cpr::exec::stopover::Sockets;
 use crate::cpr::fds::FdTable;
 use crate::cpr::reboot;
 use crate::cpr::report::Report;
@@ -37,6 +39,23 @@ pub struct Guest {
     pub(super) came_back: Option<String>,
     /// What the monitor's users had set before an exec.
     pub(super) settings: Option<Settings>,
+    /// Where it goes from here, if this is a stopover.
+    pub(super) onward: Option<Onward>,
+}
+
+/// Where a guest goes from a stopover.
+#[derive(Debug)]
+pub struct Onward {
+    /// How the exec has gone so far.
+    pub(super) journey: Journey,
+    /// The sockets at which somebody may take it, in this order.
+    pub(super) channels: Vec<OwnedFd>,
+}
+
+impl Guest {
+    fn new(machine: Machine, fds: FdTable, monitor: Option<MonitorState>) -> Self {
+        Self { machine, fds, monitor, report: None, came_back: None, settings: None, onward: None }
+    }
 }
 
 /// A listening socket whose file goes away with it.
@@ -85,27 +104,19 @@ pub(super) fn receive(origin: &Origin, overrides: &Overrides) -> Result<Guest, O
     match origin {
         Origin::Listen(path, main) => listen(path, main.as_deref(), overrides),
         Origin::Connected(fd) => {
-            let stream = UnixStream::from(inherited(*fd)?);
-            let channel =
-                Channel::new(stream, None).map_err(OwnerError::io("using the inherited channel"))?;
-            let main = || Err(no_main());
-            Ok(came_by_transfer(target::take_over(channel, main, overrides)?))
+            let taken = target::take_over(connected(*fd)?, || Err(no_main()), overrides)?;
+            Ok(Guest::new(taken.machine, taken.fds, taken.monitor))
         }
+        Origin::Stopover(sockets) => stop_over(*sockets, overrides),
         Origin::File(path) => {
             let machine = reboot::load::load(path, overrides)?;
-            Ok(Guest {
-                machine,
-                fds: FdTable::new(),
-                monitor: None,
-                report: None,
-                came_back: None,
-                settings: None,
-            })
+            Ok(Guest::new(machine, FdTable::new(), None))
         }
         Origin::Exec(arrival) => {
             let Arrived { machine, fds, monitor, report, came_back, settings } =
                 arrive::arrive(*arrival, overrides)?;
-            Ok(Guest { machine, fds, monitor, report: Some(report), came_back, settings: Some(settings) })
+            let (report, settings) = (Some(report), Some(settings));
+            Ok(Guest { report, came_back, settings, ..Guest::new(machine, fds, monitor) })
         }
         Origin::Deferred => Err(OwnerError::NoGuest),
     }
@@ -118,12 +129,28 @@ fn listen(path: &Path, main: Option<&Path>, overrides: &Overrides) -> Result<Gue
     let channel = cpr.accept(Instant::now() + FOR_EVER).map_err(target::TargetError::from)?;
     drop(cpr);
     let accept_main = || main.as_ref().ok_or_else(no_main)?.accept(Instant::now() + MAIN);
-    Ok(came_by_transfer(target::take_over(channel, accept_main, overrides)?))
+    let taken = target::take_over(channel, accept_main, overrides)?;
+    Ok(Guest::new(taken.machine, taken.fds, taken.monitor))
 }
 
-fn came_by_transfer(taken: target::Taken) -> Guest {
-    let target::Taken { machine, fds, monitor } = taken;
-    Guest { machine, fds, monitor, report: None, came_back: None, settings: None }
+/// Takes the guest of a process that is about to execute its new binary.
+fn stop_over(sockets: Sockets, overrides: &Overrides) -> Result<Guest, OwnerError> {
+    let doing = "using the inherited sockets";
+    let take = |number| inherit::take(number).map_err(OwnerError::io(doing));
+    let channels = vec![take(sockets.onward)?, take(sockets.back)?];
+    let taken = target::take_over(connected(sockets.from)?, || Err(no_main()), overrides)?;
+    let journey = taken.journey.ok_or_else(|| {
+        OwnerError::io(doing)(std::io::Error::other("the process at the other end executes nothing"))
+    })?;
+    let journey = journey.and("away", &taken.report);
+    let settings = Some(journey.settings.clone());
+    let onward = Some(Onward { journey, channels });
+    Ok(Guest { settings, onward, ..Guest::new(taken.machine, taken.fds, taken.monitor) })
+}
+
+fn connected(fd: RawFd) -> Result<Channel, OwnerError> {
+    let taken = inherit::take(fd).and_then(|fd| Channel::new(UnixStream::from(fd), None));
+    taken.map_err(OwnerError::io(format!("using the inherited descriptor {fd}")))
 }
 
 fn no_main() -> ProtocolError {
@@ -132,13 +159,4 @@ fn no_main() -> ProtocolError {
         why: "the source wants a main channel of its own, and this target has none: start it with --main"
             .into(),
     }
-}
-
-fn inherited(fd: RawFd) -> Result<OwnedFd, OwnerError> {
-    let doing = || format!("using the inherited descriptor {fd}");
-    let borrowed = crate::cpr::exec::inherit::inherited(fd).map_err(OwnerError::io(doing()))?;
-    crate::cpr::exec::inherit::set_close_on_exec(borrowed, true).map_err(OwnerError::io(doing()))?;
-    // SAFETY: it is open (checked above) and was left to this process by the one that started it; nothing else here
-    // knows the number.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -13,7 +13,6 @@ use super::{Guest, Options, Origin, OwnerError, Shared, Task, lock};
 use crate::config::MachineConfig;
 use crate::cpr::Mode;
 use crate::cpr::error::HandoverError;
-use crate::cpr::exec::depart::{self, Departure};
 use crate::cpr::ownership::Claim;
 use crate::cpr::report::Phase;
 use crate::machine::events::MachineEvent;
@@ -142,7 +141,7 @@ impl Owner {
     }
 
     fn take_in(&mut self, guest: incoming::Guest) {
-        let incoming::Guest { machine, mut fds, monitor, report, came_back, settings } = guest;
+        let incoming::Guest { machine, mut fds, monitor, report, came_back, settings, onward } = guest;
         if let Some(settings) = settings {
             self.shared.apply(&settings);
         }
@@ -161,6 +160,10 @@ impl Owner {
             }
             // It listens already: by its own path, or by the name that the file gave before the guest was claimed.
             Some(_) | None => {}
+        }
+        if let Some(onward) = onward {
+            // Its clients are told once it has come where it is going.
+            return self.shared.begin_return(onward);
         }
         if let Some(why) = came_back {
             self.shared.failed(Mode::CprExec, &HandoverError::new(Phase::Handover, why));
@@ -219,14 +222,22 @@ impl Owner {
                 Ok(guest) => self.take_in(guest),
                 Err(error) => self.end(Err(error)),
             },
-            Task::Depart { cancel, command, limits, watch } => {
+            Task::Depart { ready, departure, terms, watch } => {
+                let Some(machine) = self.shared.guest() else { return departure.call_off() };
+                if let Some(departure) = self.shared.depart(&machine, ready, departure, terms, watch) {
+                    let error = departure.execute();
+                    tracing::error!(
+                        "this process cannot execute anything: {error}; the guest stays where it went"
+                    );
+                    self.leave();
+                }
+            }
+            Task::Return { ready, onward, terms, watch } => {
                 let Some(machine) = self.shared.guest() else { return };
-                let shared = Arc::clone(&self.shared);
-                let mut board = |writer: &mut _, fds: &mut _| shared.board(true, writer, fds);
-                let settings = self.shared.settings();
-                let departure = Departure { command, limits, cancel, settings };
-                let error = depart::depart(&machine, &departure, watch, &mut board);
-                self.shared.failed(Mode::CprExec, &error);
+                if self.shared.give_back(&machine, ready, onward, terms, watch) {
+                    release::release(machine);
+                    self.leave();
+                }
             }
             Task::GivenAway(report) => {
                 self.forget_serial();
@@ -236,6 +247,13 @@ impl Owner {
                 self.shared.gave_away(report);
             }
         }
+    }
+
+    /// The guest and the monitor's clients are another process's: nothing is told to anybody any more.
+    fn leave(&mut self) {
+        self.forget_serial();
+        self.server().abandon();
+        self.end(Ok(Ended::GivenAway));
     }
 
     fn forget_serial(&mut self) {

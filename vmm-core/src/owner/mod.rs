@@ -11,6 +11,7 @@ mod incoming;
 mod main_loop;
 mod release;
 mod signals;
+mod stopover;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -22,13 +23,15 @@ use crate::config::Uuid;
 use crate::cpr::Mode;
 use crate::cpr::error::HandoverError;
 use crate::cpr::error::InPhase;
-use crate::cpr::exec::command::{Arrival, ExecCommand};
+use crate::cpr::exec::command::Arrival;
+use crate::cpr::exec::depart::Departure;
 use crate::cpr::exec::state::Settings;
+use crate::cpr::exec::stopover::Sockets;
 use crate::cpr::fds::FdTable;
 use crate::cpr::format::StateWriter;
 use crate::cpr::report::Phase;
 use crate::cpr::report::{Report, Stopwatch};
-use crate::cpr::transfer::source::Limits;
+use crate::cpr::transfer::source::{ReadyTarget, Terms};
 use crate::machine::events::MachineEvent;
 use crate::machine::{Machine, MachineError};
 use crate::monitor::events::EventSender;
@@ -47,8 +50,10 @@ pub enum Origin {
     Connected(std::os::fd::RawFd),
     /// A file.
     File(PathBuf),
-    /// The image of this process before it executed this one.
+    /// The stopover that this process's guest is in since it executed this image.
     Exec(Arrival),
+    /// A process that is about to execute its new binary; from here it goes on.
+    Stopover(Sockets),
     /// Whatever `migrate-incoming` will say.
     Deferred,
 }
@@ -96,11 +101,6 @@ pub enum OwnerError {
 }
 
 impl OwnerError {
-    /// Whether the guest was in this process, and nobody else has it.
-    pub fn guest_is_lost(&self) -> bool {
-        matches!(self, Self::Exec(_))
-    }
-
     fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
@@ -124,14 +124,25 @@ pub enum Task {
     Incoming(IncomingFrom),
     /// A guest came in, or could not.
     Arrived(Box<Result<incoming::Guest, OwnerError>>),
-    /// Execute the new binary: the last step of an exec, which is the main thread's.
+    /// Give the guest to the stopover, and execute the new binary.
     Depart {
-        /// Becomes readable when somebody cancels.
-        cancel: OwnedFd,
+        /// The stopover, ready for the guest.
+        ready: ReadyTarget,
         /// What to execute.
-        command: ExecCommand,
-        /// The bounds.
-        limits: Limits,
+        departure: Departure,
+        /// The terms.
+        terms: Terms,
+        /// The steps so far.
+        watch: Stopwatch,
+    },
+    /// In a stopover: give the guest to the image that came for it.
+    Return {
+        /// The image, ready for the guest.
+        ready: ReadyTarget,
+        /// Where the guest goes if not there.
+        onward: incoming::Onward,
+        /// The terms.
+        terms: Terms,
         /// The steps so far.
         watch: Stopwatch,
     },

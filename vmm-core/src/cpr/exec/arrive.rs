@@ -1,44 +1,45 @@
-//! The new image's side: adopt, load, claim; and back to the old binary if that fails.
+//! The new image's side: it takes the guest from the stopover, or executes the old binary again, which does.
 //!
-//! 1. Until the guest is claimed, every inherited descriptor stays open under its number, so that the old binary can
-//!    be executed with the same state.
-//! 2. An error, a panic, a fatal signal and a passed deadline all lead back to the old binary ([`super::fallback`]).
+//! An error and a panic lead back to the old binary. A crash does not, and costs no more than the process: the guest
+//! stays in the stopover.
 
+use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
+use std::time::Duration;
+
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 use super::command::Arrival;
-use super::fallback::Fallback;
-use super::inherit::{self, Inherited};
-use super::state::{DescriptorNumbers, Journey, Settings};
-use crate::cpr::Mode;
-use crate::cpr::fds::{FdError, FdName, FdTable};
-use crate::cpr::format::{FormatError, StateReader};
-use crate::cpr::ownership::{Ownership, OwnershipError};
-use crate::cpr::report::{Report, Stopwatch, monotonic_ns};
-use crate::machine::{Incoming, LoadError, Machine, Overrides};
+use super::fallback::{self, WayBack};
+use super::inherit;
+use super::state::Settings;
+use crate::cpr::fds::FdTable;
+use crate::cpr::report::Report;
+use crate::cpr::transfer::channel::Channel;
+use crate::cpr::transfer::message::ProtocolError;
+use crate::cpr::transfer::target::{self, Taken, TargetError};
+use crate::machine::{Machine, Overrides};
 use crate::monitor::server::MonitorState;
 
-/// Why the new image could not take the guest.
+/// Why the new image could not take the guest. It runs on in the stopover process.
 #[derive(Debug, thiserror::Error)]
 pub enum ArriveError {
     /// This build is broken.
     #[error("taking the guest over after the exec: this build panicked; its log says where")]
     Panic,
-    /// The state could not be read.
-    #[error("taking the guest over after the exec: {0}")]
+    /// An inherited descriptor cannot be used.
+    #[error("taking the guest over after the exec: the inherited descriptors: {0}")]
     Io(#[from] std::io::Error),
-    /// State was refused.
-    #[error("taking the guest over after the exec: {0}")]
-    Format(#[from] FormatError),
-    /// A descriptor was refused.
-    #[error("taking the guest over after the exec: {0}")]
-    Fd(#[from] FdError),
-    /// The machine could not be built or loaded.
-    #[error("taking the guest over after the exec: {0}")]
-    Load(#[from] LoadError),
-    /// The ownership word does not let us.
-    #[error("taking the guest over after the exec: {0}")]
-    Ownership(#[from] OwnershipError),
+    /// The stopover did not give it, or it could not be taken.
+    #[error("after the exec: {0}")]
+    Target(#[from] TargetError),
+    /// The guest powered off on its way.
+    #[error("the guest powered off while this process executed its new binary")]
+    GuestEnded,
+    /// The process at the other end is no stopover.
+    #[error("taking the guest over after the exec: the process that has it does not say that it is an exec")]
+    NoJourney,
 }
 
 /// A guest that came through an exec, and runs if it ran.
@@ -58,60 +59,61 @@ pub struct Arrived {
     pub settings: Settings,
 }
 
-/// Takes the guest over, or executes the old binary again. Returns an error only where there is no way back.
+/// Takes the guest over, or executes the old binary again.
 pub fn arrive(arrival: Arrival, overrides: &Overrides) -> Result<Arrived, ArriveError> {
-    let mut fallback = Fallback::arm(arrival);
-    let taken = panic::catch_unwind(AssertUnwindSafe(|| take_over(arrival, overrides, &fallback)));
-    match taken.unwrap_or(Err(ArriveError::Panic)) {
-        Ok(arrived) => {
-            fallback.disarm();
-            Ok(arrived)
+    let way_back = match arrival.back {
+        None => None,
+        Some((channel, binary)) => {
+            Some(WayBack { channel: inherit::take(channel)?, binary: inherit::take(binary)? })
         }
-        Err(error) => {
-            fallback.go_back(&error.to_string());
-            Err(error)
+    };
+    let taken = panic::catch_unwind(AssertUnwindSafe(|| take_over(arrival, overrides)));
+    let error = match taken.unwrap_or(Err(ArriveError::Panic)) {
+        Ok(mut arrived) => {
+            // Only an image that has no way back is one that came back.
+            arrived.came_back = way_back.is_none().then(fallback::reason).flatten();
+            return Ok(arrived);
         }
+        Err(error) => error,
+    };
+    if let Some(way_back) = way_back {
+        let failed = way_back.go(&error.to_string());
+        tracing::error!("executing the old binary again: {failed}");
     }
+    if stopover_ended_well() { Err(ArriveError::GuestEnded) } else { Err(error) }
 }
 
-fn take_over(arrival: Arrival, overrides: &Overrides, fallback: &Fallback) -> Result<Arrived, ArriveError> {
-    let mut watch = Stopwatch::start();
-    let bytes = inherit::read_state(inherit::inherited(arrival.state)?)?;
-    let mut reader = StateReader::parse(&bytes)?;
-    let journey: Journey = reader.take(0)?;
-    fallback.bound(journey.deadline_ns);
-    let numbers: DescriptorNumbers = reader.take(0)?;
-    let (inherited, mut fds) = Inherited::adopt(&numbers.numbers)?;
-    let ownership = Ownership::from_fd(fds.take(&FdName::new("ownership", 0))?)?;
-    let monitor: Option<MonitorState> = reader.take_optional(0)?;
-    watch.lap("target: decode");
-    let incoming = Incoming::prepare(&mut reader, &mut fds, overrides)?;
-    incoming.refuse_unclaimed(&fds)?;
-    watch.lap("target: build");
-    let loaded = incoming.load(&mut reader, &mut watch)?;
-    reader.finish()?;
-    // The point of no return: from this swap on, this image answers for the guest.
-    let claim = ownership.claim()?;
-    let entered_ns = monotonic_ns();
-    let was_running = loaded.will_run();
-    let machine = loaded.enter(claim);
-    watch.lap("target: enter");
-    let descriptors = numbers.numbers.len() as u32;
-    inherited.close();
-    inherit::close(arrival.state);
-    let mut phases = journey.phases;
-    phases.extend_from_slice(watch.laps());
-    let report = Report {
-        mode: Mode::CprExec,
-        downtime_us: was_running.then(|| entered_ns.saturating_sub(journey.stopped_ns) / 1000),
-        total_us: monotonic_ns().saturating_sub(journey.started_ns) / 1000,
-        phases,
-        state_bytes: bytes.len() as u64,
-        descriptors,
-        vcpus: machine.vcpu_count(),
-        ram_kept: machine.ram_size(),
+/// Whether the stopover, this process's only child, has come to an orderly end: then its guest has, too. It may just be
+/// about to.
+fn stopover_ended_well() -> bool {
+    for _ in 0..20 {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(50)),
+            ended => return matches!(ended, Ok(WaitStatus::Exited(_, 0))),
+        }
+    }
+    false
+}
+
+fn take_over(arrival: Arrival, overrides: &Overrides) -> Result<Arrived, ArriveError> {
+    let channel = Channel::new(UnixStream::from(inherit::take(arrival.channel)?), None)?;
+    let no_main = || {
+        let why = "an exec has no main channel of its own".into();
+        Err(ProtocolError::Malformed { kind: "Hello", why })
     };
-    // Only an image that has nothing to fall back to is one that came back.
-    let came_back = arrival.fallback.is_none().then(Fallback::reason).flatten();
-    Ok(Arrived { machine, fds, monitor, report, came_back, settings: journey.settings })
+    let Taken { machine, fds, monitor, journey, report } = target::take_over(channel, no_main, overrides)?;
+    let journey = journey.ok_or(ArriveError::NoJourney)?.and("back", &report);
+    reap(journey.stopover);
+    let settings = journey.settings.clone();
+    Ok(Arrived { machine, fds, monitor, report: journey.report(&report), came_back: None, settings })
+}
+
+/// Waits for the stopover's end, in the background: it is a child of this process.
+fn reap(stopover: u32) {
+    let pid = Pid::from_raw(stopover as i32);
+    std::thread::spawn(move || {
+        if let Err(error) = waitpid(pid, None) {
+            tracing::debug!("waiting for the stopover process {pid}: {error}");
+        }
+    });
 }

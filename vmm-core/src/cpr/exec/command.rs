@@ -54,28 +54,30 @@ impl ExecCommand {
     }
 }
 
-/// What the new image finds: the descriptor with the state, and the one with the binary to fall back to.
+/// What the new image finds: numbers of inherited descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival {
-    /// The sealed memfd with the state.
-    pub state: RawFd,
-    /// The old binary; absent when this is the old binary coming back.
-    pub fallback: Option<RawFd>,
+    /// The socket to the stopover that has the guest.
+    pub channel: RawFd,
+    /// The old binary's socket to it, and the old binary; absent where this is the old binary coming back.
+    pub back: Option<(RawFd, RawFd)>,
 }
 
 impl Arrival {
-    /// The arguments that tell it: `resume --from exec:STATE[,FALLBACK]`.
+    /// The arguments that tell it: `resume --from exec:CHANNEL[,BACK,BINARY]`.
     pub fn words(self) -> impl Iterator<Item = String> {
-        let fallback = self.fallback.map(|fd| format!(",{fd}")).unwrap_or_default();
-        ["resume".to_owned(), "--from".to_owned(), format!("exec:{}{fallback}", self.state)].into_iter()
+        let back = self.back.map(|(back, binary)| format!(",{back},{binary}")).unwrap_or_default();
+        ["resume".to_owned(), "--from".to_owned(), format!("exec:{}{back}", self.channel)].into_iter()
     }
 
-    /// Reads `STATE[,FALLBACK]`.
+    /// Reads `CHANNEL[,BACK,BINARY]`.
     pub fn parse(text: &str) -> Option<Self> {
         let fd = |text: &str| text.parse::<RawFd>().ok().filter(|fd| *fd > 2);
-        match text.split_once(',') {
-            Some((state, fallback)) => Some(Self { state: fd(state)?, fallback: Some(fd(fallback)?) }),
-            None => Some(Self { state: fd(text)?, fallback: None }),
+        let numbers: Option<Vec<RawFd>> = text.split(',').map(fd).collect();
+        match numbers?[..] {
+            [channel] => Some(Self { channel, back: None }),
+            [channel, back, binary] => Some(Self { channel, back: Some((back, binary)) }),
+            _ => None,
         }
     }
 }
@@ -93,11 +95,11 @@ mod tests {
 
     #[test]
     fn an_arrival_is_read_as_it_was_told() {
-        for arrival in [Arrival { state: 7, fallback: Some(9) }, Arrival { state: 7, fallback: None }] {
+        for arrival in [Arrival { channel: 7, back: Some((9, 11)) }, Arrival { channel: 7, back: None }] {
             let told = arrival.words().last().unwrap();
             assert_eq!(Arrival::parse(told.strip_prefix("exec:").unwrap()), Some(arrival));
         }
-        for text in ["", "0", "x", "5,", "5,2", "-1"] {
+        for text in ["", "0", "x", "5,", "5,7", "5,2,9", "5,7,9,11", "-1"] {
             assert_eq!(Arrival::parse(text), None, "{text}");
         }
     }

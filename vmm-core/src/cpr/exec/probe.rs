@@ -8,11 +8,9 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-
+use super::child::Start;
 use super::command::ExecCommand;
 use crate::cpr::Mode;
 use crate::cpr::error::{HandoverError, InPhase};
@@ -37,8 +35,7 @@ pub fn probe(
     observer.phase(Phase::Connect);
     let errors = memfd::MemfdOptions::new().create("probe.stderr").in_phase(Phase::Connect)?.into_file();
     let (ours, theirs) = UnixStream::pair().in_phase(Phase::Connect)?;
-    let mut child = start(command, &theirs, &errors)?;
-    drop(theirs);
+    let mut child = start(command, theirs, &errors)?;
     watch.lap(Phase::Connect.name());
     let terms = Terms { mode: Mode::CprExec, probe: true, limits };
     let channel = Channel::new(ours, Some(cancel)).in_phase(Phase::Connect)?;
@@ -55,23 +52,20 @@ pub fn probe(
     })
 }
 
-fn start(command: &ExecCommand, channel: &UnixStream, errors: &File) -> Result<Child, HandoverError> {
-    let fd = channel.as_raw_fd();
+fn start(command: &ExecCommand, channel: UnixStream, errors: &File) -> Result<Child, HandoverError> {
     let program = command.program();
     let starting = |error: std::io::Error| {
         HandoverError::new(Phase::Connect, format!("starting {}: {error}", program.display()))
     };
-    let mut child = Command::new(program);
-    child.args(command.leading_arguments()).args(["resume", "--from", &format!("fd:{fd}")]);
-    child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors.try_clone().map_err(starting)?);
-    let inherit = move || {
-        // SAFETY: `fd` is open in the child until it executes: the parent holds it over the spawn.
-        let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
-        fcntl(channel, FcntlArg::F_SETFD(FdFlag::empty())).map(drop).map_err(Into::into)
+    let channel = OwnedFd::from(channel);
+    let start = Start {
+        program,
+        leading: command.leading_arguments(),
+        from: format!("fd:{}", channel.as_raw_fd()),
+        inherited: &[&channel],
+        errors: Stdio::from(errors.try_clone().map_err(starting)?),
     };
-    // SAFETY: the closure makes one system call, which is async-signal-safe.
-    unsafe { child.pre_exec(inherit) };
-    child.spawn().map_err(starting)
+    start.spawn().map_err(starting)
 }
 
 /// Ends the child and says how it ended, if it did by itself.

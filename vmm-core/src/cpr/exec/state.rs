@@ -1,38 +1,22 @@
 //! What exec adds to the state.
 
-use std::os::fd::RawFd;
-
 use serde::{Deserialize, Serialize};
 
 use crate::cpr::Mode;
-use crate::cpr::fds::FdName;
 use crate::cpr::format::{Section, SectionKind};
-use crate::cpr::report::PhaseTime;
+use crate::cpr::report::{PhaseTime, Report, monotonic_ns};
 
-/// Each descriptor that stays open, and its number.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DescriptorNumbers {
-    /// Names and numbers.
-    pub numbers: Vec<(FdName, RawFd)>,
-}
-
-impl Section for DescriptorNumbers {
-    const KIND: SectionKind = SectionKind::Descriptors;
-    const VERSION: u16 = 1;
-    const OLDEST: u16 = 1;
-}
-
-/// What the new image must know to tell how it went.
+/// How an exec has gone so far, for the process that will tell of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journey {
-    /// `CLOCK_MONOTONIC` when the handover was asked for, in ns.
+    /// `CLOCK_MONOTONIC` when the exec was asked for, in ns.
     pub started_ns: u64,
-    /// `CLOCK_MONOTONIC` when the last vCPU had left the guest, in ns.
-    pub stopped_ns: u64,
-    /// Until when the guest must have been claimed, in ns of `CLOCK_MONOTONIC`.
-    pub deadline_ns: u64,
+    /// How long the guest has stood so far, in microseconds; absent if it was not running.
+    pub downtime_us: Option<u64>,
     /// The steps so far.
     pub phases: Vec<PhaseTime>,
+    /// The stopover process.
+    pub stopover: u32,
     /// What the monitor's users have set.
     pub settings: Settings,
 }
@@ -58,4 +42,75 @@ impl Section for Journey {
     const KIND: SectionKind = SectionKind::Journey;
     const VERSION: u16 = 1;
     const OLDEST: u16 = 1;
+}
+
+impl Journey {
+    /// With the way to or from the stopover added to it: its steps are told as `LEG: STEP`.
+    #[must_use]
+    pub fn and(mut self, leg: &str, report: &Report) -> Self {
+        let step = |time: &PhaseTime| PhaseTime { phase: format!("{leg}: {}", time.phase), us: time.us };
+        self.phases.extend(report.phases.iter().map(step));
+        self.downtime_us = self.downtime_us.zip(report.downtime_us).map(|(before, now)| before + now);
+        self
+    }
+
+    /// How the exec went, now that its `last` leg is over.
+    pub fn report(self, last: &Report) -> Report {
+        Report {
+            downtime_us: self.downtime_us,
+            total_us: monotonic_ns().saturating_sub(self.started_ns) / 1000,
+            phases: self.phases,
+            ..last.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leg(downtime_us: Option<u64>) -> Report {
+        Report {
+            mode: Mode::CprExec,
+            downtime_us,
+            total_us: 9,
+            phases: vec![PhaseTime { phase: "stop".into(), us: 5 }],
+            state_bytes: 1,
+            descriptors: 2,
+            vcpus: 3,
+            ram_kept: 4,
+        }
+    }
+
+    fn journey() -> Journey {
+        Journey {
+            started_ns: 0,
+            downtime_us: Some(0),
+            phases: Vec::new(),
+            stopover: 1,
+            settings: Settings {
+                mode: None,
+                exec_command: Vec::new(),
+                downtime_limit: 0,
+                prepare_timeout: 0,
+                ignore_shared: true,
+                events: false,
+            },
+        }
+    }
+
+    #[test]
+    fn the_downtime_of_an_exec_is_that_of_both_ways() {
+        let journey = journey().and("away", &leg(Some(700))).and("back", &leg(Some(800)));
+        let report = journey.report(&leg(Some(800)));
+        assert_eq!(report.downtime_us, Some(1500));
+        let names: Vec<_> = report.phases.iter().map(|time| time.phase.as_str()).collect();
+        assert_eq!(names, ["away: stop", "back: stop"]);
+    }
+
+    #[test]
+    fn a_guest_that_was_paused_had_no_downtime() {
+        let journey = journey().and("away", &leg(None)).and("back", &leg(None));
+        assert_eq!(journey.report(&leg(None)).downtime_us, None);
+    }
 }

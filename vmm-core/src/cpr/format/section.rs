@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::FormatError;
 
-/// What a section holds. Numbers are on the wire, and never reused.
+/// What a section holds. Numbers are on the wire, and never reused (3 was never released).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum SectionKind {
@@ -15,8 +15,6 @@ pub enum SectionKind {
     Machine = 1,
     /// RAM blocks: name, size, backing, guest address.
     Ram = 2,
-    /// Names of the descriptors that are kept.
-    Descriptors = 3,
     /// Interrupt chips, PIT, routing.
     Vm = 4,
     /// The guest's clock against the host's.
@@ -39,7 +37,7 @@ pub enum SectionKind {
     RamStamp = 13,
     /// The keyboard controller.
     I8042 = 14,
-    /// When and how an exec began.
+    /// How an exec has gone so far.
     Journey = 15,
     /// The PCI bus: where BARs decode.
     PciBus = 16,
@@ -55,10 +53,9 @@ pub enum SectionKind {
 
 impl SectionKind {
     /// Every kind.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 19] = [
         Self::Machine,
         Self::Ram,
-        Self::Descriptors,
         Self::Vm,
         Self::Clock,
         Self::Vcpu,
@@ -88,7 +85,6 @@ impl SectionKind {
         match self {
             Self::Machine => "machine",
             Self::Ram => "ram",
-            Self::Descriptors => "descriptors",
             Self::Vm => "vm",
             Self::Clock => "clock",
             Self::Vcpu => "vcpu",

@@ -7,6 +7,8 @@
 //!   Descriptors …  ─────────▶             named descriptors, in batches
 //!   Machine        ─────────▶             the configuration: everything slow is built from it
 //!                  ◀─────────   Ready
+//!   Descriptors …  ─────────▶             exec only: the monitor with its clients,
+//!   Passengers     ─────────▶             and how the exec has gone so far
 //!   (the guest stops)
 //!   State          ─────────▶             the ownership word says OFFERED by now
 //!                  ◀─────────   Running   the word was claimed; the guest has been entered
@@ -134,6 +136,10 @@ messages! {
     6 State {
         /// Sections, in the format of saved state.
         state: Vec<u8>,
+        /// `CLOCK_MONOTONIC` when the last vCPU had left the guest, in ns.
+        stopped_ns: u64,
+        /// The source's steps so far.
+        phases: Vec<PhaseTime>,
     }
     /// The target has claimed and entered the guest.
     7 Running {
@@ -148,6 +154,11 @@ messages! {
         reason: String,
         /// What is in the way.
         blockers: Vec<Blocker>,
+    }
+    /// What is not the machine's and boards at the last moment; ends its descriptors.
+    9 Passengers {
+        /// Sections, in the format of saved state.
+        state: Vec<u8>,
     }
 }
 

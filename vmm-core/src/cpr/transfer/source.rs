@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use super::channel::Channel;
 use super::frame::MAX_FRAME_FDS;
 use super::message::{
-    self, Descriptors, Hello, Machine as MachineMessage, PROTOCOL, ProtocolError, Ready, Running,
+    self, Descriptors, Hello, Machine as MachineMessage, PROTOCOL, Passengers as PassengersMessage,
+    ProtocolError, Ready, Running, State, Welcome,
 };
-use super::message::{State, Welcome};
 use crate::cpr::Mode;
 use crate::cpr::error::{HandoverError, InPhase};
 use crate::cpr::fds::{FdName, FdTable};
@@ -38,7 +38,7 @@ pub struct Limits {
 /// What a transfer is to do.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
-    /// Transfer, or exec where the target is the new binary's probe.
+    /// Transfer; or exec, whose guest goes to a stopover process and from there to the new image.
     pub mode: Mode,
     /// Only ask whether the target could: it is told everything but the state.
     pub probe: bool,
@@ -86,15 +86,27 @@ pub fn prepare(
     Ok(ReadyTarget { channel, main, ownership, versions, descriptors: fds.len() })
 }
 
-/// Stops the guest and hands it to a target that is ready.
+/// Stops the guest and hands it to a target that is ready. In an exec, `boarding` tells what boards at the last moment.
 pub fn hand_over(
     machine: &Machine,
     target: ReadyTarget,
     terms: Terms,
+    boarding: Option<Passengers<'_>>,
     observer: &dyn Observer,
     mut watch: Stopwatch,
 ) -> Result<Report, HandoverError> {
-    let ReadyTarget { mut channel, mut main, ownership, versions, descriptors } = target;
+    let ReadyTarget { mut channel, mut main, ownership, versions, mut descriptors } = target;
+    if let Some(passengers) = boarding {
+        let mut fds = FdTable::new();
+        let mut writer = StateWriter::new(machine.header(terms.mode)).reading(&versions);
+        passengers(&mut writer, &mut fds)?;
+        let state = writer.finish().in_phase(Phase::Prepare)?;
+        let deadline = Instant::now() + terms.limits.prepare;
+        send_descriptors(&mut channel, &fds, deadline)
+            .and_then(|()| message::send(&mut channel, &PassengersMessage { state }, deadline))
+            .map_err(at(Phase::Prepare))?;
+        descriptors += fds.len();
+    }
     observer.phase(Phase::Stop);
     watch.lap("settle");
     let deadline = Instant::now() + terms.limits.downtime;
@@ -107,7 +119,8 @@ pub fn hand_over(
     watch.lap(Phase::Save.name());
     // The point of no return is not here: until the target's swap, ours takes the guest back.
     stopped.offer(&ownership).in_phase(Phase::Handover)?;
-    let sent = message::send(main.as_mut().unwrap_or(&mut channel), &State { state }, deadline);
+    let state = State { state, stopped_ns: stopped.stopped_ns(), phases: watch.laps().to_vec() };
+    let sent = message::send(main.as_mut().unwrap_or(&mut channel), &state, deadline);
     let answer = sent.and_then(|()| message::receive::<Running>(&mut channel, deadline));
     let running = match answer {
         Ok(running) => Some(running),

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use super::channel::Channel;
 use super::message::{self, Descriptors, Hello, Machine as MachineMessage, Message, PROTOCOL, ProtocolError};
-use super::message::{Ready, Refused, Running, State, Welcome};
+use super::message::{Passengers, Ready, Refused, Running, State, Welcome};
+use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
+use crate::cpr::exec::state::Journey;
 use crate::cpr::fds::{FdError, FdName, FdTable, MAX_FDS};
 use crate::cpr::format::{FormatError, StateReader};
 use crate::cpr::ownership::{Ownership, OwnershipError};
-use crate::cpr::report::{Stopwatch, monotonic_ns};
+use crate::cpr::report::{Report, Stopwatch, monotonic_ns};
 use crate::machine::{Incoming, LoadError, Machine, Overrides, build_name, readable_versions};
 use crate::monitor::server::MonitorState;
 
@@ -62,8 +64,12 @@ pub struct Taken {
     pub machine: Machine,
     /// The descriptors that are not the machine's (the monitor's).
     pub fds: FdTable,
-    /// The monitor's listening sockets.
+    /// The monitor's listening sockets; in an exec, with its clients.
     pub monitor: Option<MonitorState>,
+    /// How an exec has gone so far.
+    pub journey: Option<Journey>,
+    /// How it came here.
+    pub report: Report,
 }
 
 /// Takes a guest over from the source at the other end. `main` gives the main channel if the source uses another
@@ -93,17 +99,27 @@ fn converse(
 ) -> Result<Taken, TargetError> {
     let soon = || Instant::now() + PREPARE;
     let hello = welcome(channel, soon())?;
-    let (mut fds, description) = receive_description(channel, soon())?;
-    let mut reader = StateReader::parse(&description)?;
+    let (mut fds, description) = receive_with_descriptors::<MachineMessage>(channel, soon())?;
+    let mut descriptors = fds.len();
+    let mut reader = StateReader::parse(&description.state)?;
     let ownership = Ownership::from_fd(fds.take(&FdName::new("ownership", 0))?)?;
     let incoming = Incoming::prepare(&mut reader, &mut fds, overrides)?;
-    let monitor = reader.take_optional(0)?;
+    let mut monitor = reader.take_optional(0)?;
     reader.finish()?;
     incoming.refuse_unclaimed(&fds)?;
     let mut main = if hello.separate_main { Some(main()?) } else { None };
     message::send(channel, &Ready {}, soon())?;
     if hello.probe {
         return Err(TargetError::Probe);
+    }
+    let mut journey = None;
+    if hello.mode == Mode::CprExec {
+        let (boarded, passengers) = receive_with_descriptors::<Passengers>(channel, Instant::now() + STATE)?;
+        let mut reader = StateReader::parse(&passengers.state)?;
+        (monitor, journey) = (reader.take_optional(0)?, Some(reader.take(0)?));
+        reader.finish()?;
+        descriptors += boarded.len();
+        fds = boarded;
     }
     let state: State = message::receive(main.as_mut().unwrap_or(channel), Instant::now() + STATE)?;
     let mut watch = Stopwatch::start();
@@ -114,13 +130,24 @@ fn converse(
     // The point of no return: after this swap the source never runs the guest again.
     let claim = ownership.claim()?;
     let entered_ns = monotonic_ns();
+    let was_running = loaded.will_run();
     let machine = loaded.enter(claim);
     watch.lap("target: enter");
+    let report = Report {
+        mode: hello.mode,
+        downtime_us: was_running.then(|| entered_ns.saturating_sub(state.stopped_ns) / 1000),
+        total_us: watch.total(),
+        phases: state.phases.into_iter().chain(watch.laps().iter().cloned()).collect(),
+        state_bytes: state.state.len() as u64,
+        descriptors: descriptors as u32,
+        vcpus: machine.vcpu_count(),
+        ram_kept: machine.ram_size(),
+    };
     let running = Running { entered_ns, phases: watch.laps().to_vec() };
     if let Err(error) = message::send(channel, &running, soon()) {
         tracing::warn!("telling the source that the guest runs here: {error}");
     }
-    Ok(Taken { machine, fds, monitor })
+    Ok(Taken { machine, fds, monitor, journey, report })
 }
 
 fn welcome(channel: &mut Channel, deadline: Instant) -> Result<Hello, TargetError> {
@@ -136,14 +163,16 @@ fn welcome(channel: &mut Channel, deadline: Instant) -> Result<Hello, TargetErro
     Ok(hello)
 }
 
-/// Receives the named descriptors and the machine's description.
-fn receive_description(channel: &mut Channel, deadline: Instant) -> Result<(FdTable, Vec<u8>), TargetError> {
+/// Receives named descriptors and the message that ends them.
+fn receive_with_descriptors<M: Message>(
+    channel: &mut Channel,
+    deadline: Instant,
+) -> Result<(FdTable, M), TargetError> {
     let mut table = FdTable::new();
     loop {
         let frame = channel.receive(deadline).map_err(ProtocolError::from)?;
         if frame.kind != Descriptors::KIND {
-            let machine: MachineMessage = message::decode(&frame)?;
-            return Ok((table, machine.state));
+            return Ok((table, message::decode(&frame)?));
         }
         let Descriptors { names } = message::decode(&frame)?;
         if names.len() != frame.fds.len() {

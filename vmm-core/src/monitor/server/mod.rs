@@ -136,6 +136,13 @@ impl MonitorServer {
         self.clients.clear();
     }
 
+    /// Forgets its sockets and its clients, who are another process's by now: nobody is told anything, and the socket
+    /// files stay.
+    pub fn abandon(&mut self) {
+        self.release_listeners();
+        self.hang_up();
+    }
+
     /// Moves the events emitted so far to the clients' output.
     fn queue_events(&mut self) {
         for (at, event) in self.events.drain() {
