@@ -152,6 +152,11 @@ g_device\mode:
     setz %al
     cmpb $0, %al
     EQUAL_OR ERROR_DEVICE, \mode
+    # The status is asked of the VMM: without one exit to it in each round, the vCPU could keep its processor in the
+    # host's kernel for itself, and that starves the work that an interrupt's and a VM's end wait for.
+    movb %gs:20(%ebx), %al
+    cmpb $15, %al
+    EQUAL_OR ERROR_DEVICE, \mode
     COUNT_ONE
     jmp 6b
 .endm
