@@ -152,8 +152,12 @@ g_device\mode:
     setz %al
     cmpb $0, %al
     EQUAL_OR ERROR_DEVICE, \mode
-    # The status is asked of the VMM: without one exit to it in each round, the vCPU could keep its processor in the
-    # host's kernel for itself, and that starves the work that an interrupt's and a VM's end wait for.
+    # A rest, and an exit to the VMM for the status: a vCPU that only halts and is woken can keep an interpreting KVM's
+    # processor to itself, and starves the work that the end of a VM waits for.
+    movl $5000, %ecx
+9:  pause
+    decl %ecx
+    jnz 9b
     movb %gs:20(%ebx), %al
     cmpb $15, %al
     EQUAL_OR ERROR_DEVICE, \mode
