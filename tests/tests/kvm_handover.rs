@@ -29,7 +29,7 @@ cpr_tests::tests!(
     the_console_loses_and_repeats_no_byte_and_its_client_stays,
     the_power_button_reaches_a_guest_that_was_handed_over,
     cont_is_refused_in_a_source_that_gave_its_guest_away,
-    an_exec_keeps_the_process_id,
+    an_exec_keeps_the_process_id_and_its_number_of_descriptors,
     sixty_four_vcpus_are_handed_over,
 );
 
@@ -273,14 +273,17 @@ fn cont_is_refused_in_a_source_that_gave_its_guest_away() -> anyhow::Result<()> 
     vm.goes_on()
 }
 
-fn an_exec_keeps_the_process_id() -> anyhow::Result<()> {
+fn an_exec_keeps_the_process_id_and_its_number_of_descriptors() -> anyhow::Result<()> {
     let host = Host::new()?;
     let mut vm = Vm::boot(&host, Spec::new(Guest::new(Work::Heartbeat, Mode::Long), 1))?;
-    for _ in 0..2 {
+    let mut descriptors = Vec::new();
+    for _ in 0..4 {
         vm.exec()?;
         vm.process.must_run()?;
         vm.goes_on()?;
+        descriptors.push(vm.process.open_descriptors()?);
     }
+    ensure!(descriptors.iter().all(|count| *count == descriptors[0]), "descriptors grew: {descriptors:?}");
     Ok(())
 }
 
