@@ -6,16 +6,19 @@ use std::time::Duration;
 use anyhow::Context;
 use cpr_tests::guests::{Guest, Mode, Work};
 use cpr_tests::harness::host::Host;
+use cpr_tests::harness::proxy::{Action, Proxy};
 use cpr_tests::harness::ram::Ram;
 use cpr_tests::harness::runner::Tier;
 use cpr_tests::harness::vm::{Spec, Vm};
 use vmm_core::cpr::Mode as CprMode;
+use vmm_core::cpr::transfer::message::{Message, State};
 
 cpr_tests::tests!(
     Tier::Kvm,
     the_entropy_device_answers_and_interrupts_over_each_mode_in_every_processor_mode,
     twelve_handovers_in_a_row_leave_a_driver_that_waits_for_each_interrupt_at_work,
     a_paused_guests_device_goes_on_when_the_guest_does,
+    a_handover_that_fails_with_the_guest_stopped_leaves_the_device_at_work_in_the_source,
     a_guest_that_is_reset_finds_its_device_again,
 );
 
@@ -75,5 +78,22 @@ fn a_guest_that_is_reset_finds_its_device_again() -> anyhow::Result<()> {
     // Its RAM is a new one.
     std::thread::sleep(Duration::from_millis(500));
     vm.ram = Arc::new(vm.process.memfd("pc.ram")?);
+    works(&vm)
+}
+
+fn a_handover_that_fails_with_the_guest_stopped_leaves_the_device_at_work_in_the_source() -> anyhow::Result<()>
+{
+    let host = Host::new()?;
+    let mut vm = Vm::boot(&host, spec(Mode::Long))?;
+    for _ in 0..5 {
+        let target = host.target()?;
+        let proxy = Proxy::start(host.fresh("proxy"), &target.socket, |crossing| {
+            if crossing.frame.kind == State::KIND { Action::Close } else { Action::Pass }
+        })?;
+        vm.save("transfer", &["--to", &format!("unix:{}", proxy.socket.display())])?.must_be(1)?;
+        vm.becomes("running")?;
+        works(&vm)?;
+    }
+    vm.transfer()?;
     works(&vm)
 }

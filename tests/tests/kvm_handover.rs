@@ -29,7 +29,7 @@ cpr_tests::tests!(
     the_console_loses_and_repeats_no_byte_and_its_client_stays,
     the_power_button_reaches_a_guest_that_was_handed_over,
     cont_is_refused_in_a_source_that_gave_its_guest_away,
-    an_exec_keeps_the_process_id,
+    an_exec_keeps_the_process_id_and_its_number_of_descriptors,
     sixty_four_vcpus_are_handed_over,
 );
 
@@ -199,7 +199,7 @@ fn read_console(
     lines: usize,
 ) -> anyhow::Result<()> {
     let mut buffer = [0; 4096];
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     let count = |text: &[u8], what: fn(u8) -> bool| text.iter().filter(|&&byte| what(byte)).count();
     let is_end: fn(u8) -> bool = |byte| byte == b'\n';
     let wanted = count(text, is_end) + lines;
@@ -218,7 +218,7 @@ fn the_console_loses_and_repeats_no_byte_and_its_client_stays() -> anyhow::Resul
     let serial = Some(format!("unix:{}", socket.display()));
     let mut vm = Vm::boot(&host, Spec { serial, ..Spec::new(Guest::new(Work::Console, Mode::Long), 1) })?;
     let mut client = UnixStream::connect(&socket).context("connecting to the console")?;
-    client.set_read_timeout(Some(Duration::from_secs(60)))?;
+    client.set_read_timeout(Some(Duration::from_mins(1)))?;
     let mut text = Vec::new();
     let mut sent = Vec::new();
     read_console(&mut client, &mut text, 0, 10)?;
@@ -254,7 +254,7 @@ fn the_power_button_reaches_a_guest_that_was_handed_over() -> anyhow::Result<()>
         vm.handover(mode)?;
         vm.goes_on()?;
         vm.ask("system_powerdown")?;
-        let status = vm.process.wait(Duration::from_secs(60)).with_context(|| format!("after {mode}"))?;
+        let status = vm.process.wait(Duration::from_mins(1)).with_context(|| format!("after {mode}"))?;
         ensure!(status.success(), "after {mode}, powered off, cpr-load ended with {status}");
     }
     Ok(())
@@ -273,14 +273,17 @@ fn cont_is_refused_in_a_source_that_gave_its_guest_away() -> anyhow::Result<()> 
     vm.goes_on()
 }
 
-fn an_exec_keeps_the_process_id() -> anyhow::Result<()> {
+fn an_exec_keeps_the_process_id_and_its_number_of_descriptors() -> anyhow::Result<()> {
     let host = Host::new()?;
     let mut vm = Vm::boot(&host, Spec::new(Guest::new(Work::Heartbeat, Mode::Long), 1))?;
-    for _ in 0..2 {
+    let mut descriptors = Vec::new();
+    for _ in 0..4 {
         vm.exec()?;
         vm.process.must_run()?;
         vm.goes_on()?;
+        descriptors.push(vm.process.open_descriptors()?);
     }
+    ensure!(descriptors.iter().all(|count| *count == descriptors[0]), "descriptors grew: {descriptors:?}");
     Ok(())
 }
 

@@ -148,7 +148,7 @@ fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::
     std::thread::sleep(Duration::from_millis(10));
     vm.ram.check(2)?;
     if kill_source {
-        vm.process.wait(Duration::from_secs(60)).context("the source that was killed")?;
+        vm.process.wait(Duration::from_mins(1)).context("the source that was killed")?;
         drop(proxy);
         // The target has it, if it was offered; or nobody has.
         if target.process.is_running() && counts(&vm)? {
@@ -160,7 +160,7 @@ fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::
         vm.stands_still()?;
         return Ok((boot(host)?, Fate::Died));
     }
-    target.process.wait(Duration::from_secs(60)).context("the target that was killed")?;
+    target.process.wait(Duration::from_mins(1)).context("the target that was killed")?;
     if outcome.code == 1 {
         vm.becomes("running")?;
         vm.goes_on()?;

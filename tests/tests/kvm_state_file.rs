@@ -29,7 +29,7 @@ impl<'h> Saved<'h> {
         let mut vm = Vm::boot(host, Spec::new(Guest::patterns(Mode::Long), 2))?;
         let file = host.fresh("state");
         vm.save("reboot", &["--to", &format!("file:{}", file.display())])?.must_be(0)?;
-        vm.process.wait(std::time::Duration::from_secs(60)).context("the source")?;
+        vm.process.wait(std::time::Duration::from_mins(1)).context("the source")?;
         Ok(Self { vm, file })
     }
 

@@ -51,7 +51,7 @@ pub(super) struct Flags {
     /// Where the serial port goes: null, stdio, pty, file:PATH or unix:PATH [default: null]
     #[arg(long, value_name = "TO")]
     serial: Option<ChardevConfig>,
-    /// A device on the PCI bus, added to the file's: virtio-rng-pci[,id=ID][,addr=SLOT]
+    /// A device on the PCI bus, added to the file's: `virtio-rng-pci` or `virtio-serial-pci`, with `id=ID`, `addr=SLOT` and its own keys
     #[arg(long = "device", value_name = "DRIVER[,KEY=VALUE…]")]
     devices: Vec<DeviceConfig>,
     /// CPU features hidden from the guest

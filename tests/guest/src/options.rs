@@ -36,7 +36,7 @@ impl Options {
                     options.load_cpu = value.split(',').any(|load| load == "cpu");
                     options.load_rng = value.split(',').any(|load| load == "rng");
                 }
-                "guest.console" => options.console = value.to_owned(),
+                "guest.console" => value.clone_into(&mut options.console),
                 "guest.mem" => options.memory_mib = value.parse().unwrap_or(options.memory_mib),
                 "guest.rate" => options.rate = value.parse().unwrap_or(options.rate).clamp(1, 1000),
                 _ => {}

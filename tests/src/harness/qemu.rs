@@ -49,7 +49,7 @@ pub struct Qemu {
     monitor: Client,
 }
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 impl Qemu {
     /// Boots a guest; sockets and logs go to a directory.

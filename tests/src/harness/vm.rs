@@ -16,7 +16,7 @@ use super::ram::Ram;
 use crate::guests::{Guest, Work};
 
 /// For a process to end, a monitor to answer, a run state to come.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// What a guest is made of.
 #[derive(Debug, Clone)]

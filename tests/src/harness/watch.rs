@@ -76,7 +76,7 @@ impl Ram {
         steps: u64,
         word: fn(&Self, u64) -> u64,
     ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         let before: Vec<u64> = (0..vcpus).map(|vcpu| word(self, vcpu)).collect();
         loop {
             self.check(vcpus)?;
@@ -94,7 +94,7 @@ impl Ram {
 
     /// Waits until every vCPU is up and counts.
     pub fn wait_for_heartbeat(&self, vcpus: u64) -> anyhow::Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while self.online() < vcpus {
             ensure!(Instant::now() < deadline, "{} of {vcpus} vCPUs came up in 20 s", self.online());
             std::thread::sleep(Duration::from_millis(1));

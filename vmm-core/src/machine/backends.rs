@@ -60,7 +60,7 @@ impl Source<'_> {
                     Ok((number, name.map(str::to_owned), chardev))
                 };
                 let ports: Result<Vec<_>, DeviceError> = config.numbered().into_iter().map(port).collect();
-                Console::new(id, ports?)?
+                Arc::new(Console::new(id, ports?)?)
             }
         };
         Ok((slot, made))

@@ -17,7 +17,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::DeviceError;
 use crate::devices::pci::msi::{Doorbells, MsiMessage, MsiVector, MsiVectors};
@@ -151,7 +151,8 @@ pub(super) struct VectorSource(pub(super) Arc<MsiRoutes>);
 
 impl MsiVectors for VectorSource {
     fn vector(&self) -> Result<Arc<dyn MsiVector>, DeviceError> {
-        let eventfd = EventFd::new(EFD_NONBLOCK).map_err(DeviceError::io("pci", "making an eventfd"))?;
+        let eventfd = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(DeviceError::io("pci", "making an eventfd"))?;
         let mut inner = self.0.lock();
         let gsi = inner.next;
         if gsi as usize >= KVM_MAX_IRQ_ROUTES - (2 * PIC_PINS) as usize {

@@ -41,10 +41,7 @@ impl Departure {
         let way_back = WayBack { binary: self.binary.into(), channel: back };
         let numbers = (way_back.channel.as_raw_fd(), way_back.binary.as_raw_fd());
         let arrival = Arrival { channel: onward.as_raw_fd(), back: Some(numbers) };
-        let kept = [&onward, &way_back.channel, &way_back.binary];
-        let executed = kept
-            .into_iter()
-            .try_for_each(|fd| inherit::set_close_on_exec(fd, false))
+        let executed = inherit::keep_only(&[&onward, &way_back.channel, &way_back.binary])
             .and_then(|()| Ok(self.command.argv(&arrival)?))
             .and_then(|argv| execute(&argv));
         let Err(error) = executed;

@@ -11,6 +11,16 @@ pub fn set_close_on_exec(fd: impl AsFd, close: bool) -> io::Result<()> {
     Ok(fcntl(fd, FcntlArg::F_SETFD(flags)).map(drop)?)
 }
 
+/// Has `execve` close every descriptor but the standard streams and these: whatever libraries or whoever started this process
+/// left open would otherwise grow in number with each exec.
+pub fn keep_only(kept: &[&OwnedFd]) -> io::Result<()> {
+    // SAFETY: marks descriptors and closes none; takes no pointer.
+    if unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    kept.iter().try_for_each(|fd| set_close_on_exec(fd, false))
+}
+
 /// Takes a descriptor that the process before this one left open, close-on-exec from here on. To be called once for a
 /// number, and only with one that the command line named.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {

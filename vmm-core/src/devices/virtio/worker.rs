@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device::Run;
 use super::queue::{ActiveQueue, RingError};
@@ -64,7 +64,8 @@ pub struct Worker {
 impl Worker {
     /// Starts the thread of the device `id`, with nothing to do.
     pub fn spawn(id: &str, handler: impl Handler) -> Result<Self, DeviceError> {
-        let wake = EventFd::new(EFD_NONBLOCK).map_err(DeviceError::io(id, "making an eventfd"))?;
+        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(DeviceError::io(id, "making an eventfd"))?;
         let shared = Arc::new(Shared { slot: Mutex::default(), changed: Condvar::new(), wake });
         let thread = std::thread::Builder::new().name(id.chars().take(15).collect()).spawn({
             let (shared, id) = (Arc::clone(&shared), id.to_owned());

@@ -67,10 +67,7 @@ impl Shared {
 
 impl Console {
     /// A device after reset, with ports in the order of their numbers: number, name, back end.
-    pub fn new(
-        id: &str,
-        ports: Vec<(u32, Option<String>, Chardev)>,
-    ) -> Result<Arc<dyn VirtioDevice>, DeviceError> {
+    pub fn new(id: &str, ports: Vec<(u32, Option<String>, Chardev)>) -> Result<Self, DeviceError> {
         let ports: Vec<_> =
             ports.into_iter().map(|(number, name, chardev)| Port::new(number, name, chardev)).collect();
         // Those of port 0 and of control are always there.
@@ -78,7 +75,7 @@ impl Console {
         let sizes = vec![QUEUE_SIZE; 4 + 2 * last as usize];
         let shared = Arc::new(Shared { ports, kicks: Mutex::default() });
         let worker = Worker::spawn(id, Streams(Arc::clone(&shared)))?;
-        Ok(Arc::new(Self { shared, sizes, worker }))
+        Ok(Self { shared, sizes, worker })
     }
 }
 

@@ -67,7 +67,7 @@ fn device(
     let ports = config.numbered().into_iter().map(|(number, name, backend)| {
         (number, name.map(str::to_owned), chardev(&format!("con0.{number}"), backend))
     });
-    Console::new("con0", ports.collect()).unwrap()
+    Arc::new(Console::new("con0", ports.collect()).unwrap())
 }
 
 impl Rig {

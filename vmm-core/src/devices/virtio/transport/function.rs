@@ -1,28 +1,19 @@
 //! The PCI function of a virtio device.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::layout::{self, BAR, PENDING, Register, TABLE};
-use super::registers::{DRIVER_OK, EVENT_IDX, QueueRegisters, Registers, Request};
-use super::state::VirtioState;
-use crate::cpr::Mode;
-use crate::cpr::blockers::Blocker;
-use crate::cpr::fds::FdTable;
-use crate::cpr::format::{StateReader, StateWriter};
+use super::registers::{QueueRegisters, Registers, Request};
+use super::run::RESET;
+use crate::devices::DeviceError;
 use crate::devices::pci::msi::{Doorbells, MsiVectors};
-use crate::devices::pci::{Bar, ConfigSpace, Intx, IntxLine, LINES, Msix, PciConfigState, PciFunction};
-use crate::devices::virtio::interrupt::NO_VECTOR;
-use crate::devices::virtio::{ActiveQueue, Interrupt, Run, VirtioDevice};
-use crate::devices::{Device, DeviceError, Subscriber};
+use crate::devices::pci::{Bar, ConfigSpace, Intx, IntxLine, LINES, Msix, PciFunction};
+use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::x86::layout::PCI_INTX_GSI;
-
-/// How long a vCPU that resets the device waits for it. The driver asks again.
-const RESET: Duration = Duration::from_millis(20);
 
 /// What the machine gives to a virtio function.
 #[derive(Clone)]
@@ -39,36 +30,36 @@ pub struct Wires {
 
 /// A virtio device in a slot of the PCI bus.
 pub struct VirtioPci {
-    slot: u8,
-    device: Arc<dyn VirtioDevice>,
-    memory: Arc<GuestMemoryMmap>,
+    pub(super) slot: u8,
+    pub(super) device: Arc<dyn VirtioDevice>,
+    pub(super) memory: Arc<GuestMemoryMmap>,
     doorbells: Arc<dyn Doorbells>,
-    msix: Arc<Msix>,
-    interrupt: Arc<Interrupt>,
-    kicks: Vec<Arc<EventFd>>,
-    config: Mutex<Config>,
-    inner: Mutex<Inner>,
+    pub(super) msix: Arc<Msix>,
+    pub(super) interrupt: Arc<Interrupt>,
+    pub(super) kicks: Vec<Arc<EventFd>>,
+    pub(super) config: Mutex<Config>,
+    pub(super) inner: Mutex<Inner>,
 }
 
-struct Config {
-    space: ConfigSpace,
-    msix: usize,
+pub(super) struct Config {
+    pub(super) space: ConfigSpace,
+    pub(super) msix: usize,
     access: usize,
     /// Where the BAR decodes.
     at: Option<u64>,
 }
 
-struct Inner {
-    registers: Registers,
+pub(super) struct Inner {
+    pub(super) registers: Registers,
     /// The device has the queues.
-    running: bool,
+    pub(super) running: bool,
     /// A reset waits for the device to finish.
-    resetting: bool,
+    pub(super) resetting: bool,
     /// Stopped from outside: no start before the resume.
-    quiesced: bool,
+    pub(super) quiesced: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -77,7 +68,8 @@ impl VirtioPci {
     pub fn new(slot: u8, device: Arc<dyn VirtioDevice>, wires: Wires) -> Result<Arc<Self>, DeviceError> {
         let sizes = device.queue_sizes();
         let eventfd = |_| {
-            let made = EventFd::new(EFD_NONBLOCK).map_err(DeviceError::io(device.id(), "making an eventfd"));
+            let made = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                .map_err(DeviceError::io(device.id(), "making an eventfd"));
             made.map(Arc::new)
         };
         let kicks = sizes.iter().map(eventfd).collect::<Result<Vec<_>, _>>()?;
@@ -99,77 +91,6 @@ impl VirtioPci {
             config: Mutex::new(Config { space, msix: capability, access, at: None }),
             inner: Mutex::new(Inner { registers, running: false, resetting: false, quiesced: false }),
         }))
-    }
-
-    /// Gives the device its queues.
-    fn start(&self, inner: &mut Inner) {
-        let wanted = inner.registers.status & DRIVER_OK != 0;
-        if inner.running || inner.quiesced || !wanted || self.interrupt.is_reset_needed() {
-            return;
-        }
-        let run = self.active_queues(&inner.registers).and_then(|queues| {
-            let (memory, features) = (Arc::clone(&self.memory), inner.registers.features);
-            self.device.start(Run { memory, features, queues }).map_err(|error| error.to_string())
-        });
-        match run {
-            Ok(()) => inner.running = true,
-            Err(error) => {
-                tracing::warn!("{}: {error}; its driver must reset it", self.device.id());
-                self.interrupt.needs_reset();
-            }
-        }
-    }
-
-    fn active_queues(&self, registers: &Registers) -> Result<Vec<ActiveQueue>, String> {
-        let enabled = registers.queues.iter().zip(0..).filter(|(queue, _)| queue.enabled);
-        let queue = |(queue, index): (&QueueRegisters, u16)| {
-            let ring = ring(queue, registers.features & EVENT_IDX != 0, &self.memory)
-                .map_err(|error| format!("queue {index}: {error}"))?;
-            let kick = Arc::clone(&self.kicks[usize::from(index)]);
-            Ok(ActiveQueue::new(index, ring, kick, Arc::clone(&self.interrupt)))
-        };
-        enabled.map(queue).collect()
-    }
-
-    /// Takes the queues back.
-    fn stop(&self, inner: &mut Inner, deadline: Instant) -> Result<(), DeviceError> {
-        if inner.running {
-            for queue in self.device.stop(deadline)? {
-                if let Some(registers) = inner.registers.queues.get_mut(usize::from(queue.index)) {
-                    registers.next_available = queue.ring.next_avail();
-                    registers.next_used = queue.ring.next_used();
-                }
-            }
-            inner.running = false;
-        }
-        if inner.resetting {
-            inner.resetting = false;
-            self.reset(inner);
-        }
-        Ok(())
-    }
-
-    /// Puts the device back to its beginning. It is stopped.
-    fn reset(&self, inner: &mut Inner) {
-        inner.registers.reset();
-        self.interrupt.reset();
-        self.device.reset();
-        for kick in &self.kicks {
-            // Nothing to read is what is wanted.
-            let _ = kick.read();
-        }
-    }
-
-    /// Does something with a queue while the device does not have it.
-    fn with_queue(&self, inner: &mut Inner, index: u16, change: impl FnOnce(&mut QueueRegisters)) {
-        if let Err(error) = self.stop(inner, Instant::now() + RESET) {
-            tracing::warn!("{error}: queue {index} is left as it is");
-            return;
-        }
-        if let Some(queue) = inner.registers.queues.get_mut(usize::from(index)) {
-            change(queue);
-        }
-        self.start(inner);
     }
 
     fn write_common(&self, offset: u64, data: &[u8]) {
@@ -223,27 +144,6 @@ fn access(config: &Config, most: usize) -> Option<(u64, usize)> {
         && offset.is_multiple_of(length.into())
         && offset + u64::from(length) <= BAR.size;
     (bar == BAR.index && fits).then_some((offset, length as usize))
-}
-
-/// The ring that a queue's registers describe, if all of it is in memory.
-fn ring(queue: &QueueRegisters, event_idx: bool, memory: &GuestMemoryMmap) -> Result<Queue, String> {
-    let ring = Queue::try_from(QueueState {
-        max_size: queue.max_size,
-        next_avail: queue.next_available,
-        next_used: queue.next_used,
-        event_idx_enabled: event_idx,
-        size: queue.size,
-        ready: true,
-        desc_table: queue.descriptors,
-        avail_ring: queue.available,
-        used_ring: queue.used,
-    })
-    .map_err(|error| error.to_string())?;
-    if ring.is_valid(memory) {
-        return Ok(ring);
-    }
-    let QueueRegisters { descriptors, available, used, .. } = queue;
-    Err(format!("its rings at {descriptors:#x}, {available:#x} and {used:#x} are not all in RAM"))
 }
 
 impl PciFunction for VirtioPci {
@@ -317,97 +217,5 @@ impl PciFunction for VirtioPci {
             Some(Register::Table(at)) => self.msix.write_table(at, data),
             Some(Register::Isr | Register::Pending(_)) | None => {}
         }
-    }
-}
-
-impl Device for VirtioPci {
-    fn id(&self) -> &str {
-        self.device.id()
-    }
-
-    fn quiesce(&self, deadline: Instant) -> Result<(), DeviceError> {
-        let mut inner = lock(&self.inner);
-        self.stop(&mut inner, deadline)?;
-        self.device.quiesce();
-        inner.quiesced = true;
-        Ok(())
-    }
-
-    fn resume(&self) {
-        let mut inner = lock(&self.inner);
-        inner.quiesced = false;
-        self.device.resume();
-        if inner.running || inner.registers.status & DRIVER_OK == 0 {
-            return;
-        }
-        self.start(&mut inner);
-        // What was signalled just before the stop may not have reached the guest.
-        for (_, index) in inner.registers.queues.iter().zip(0..).filter(|(queue, _)| queue.enabled) {
-            self.interrupt.queue(index);
-        }
-        self.interrupt.config_changed();
-    }
-
-    fn save(&self, out: &mut StateWriter) -> Result<(), DeviceError> {
-        let slot = self.slot.into();
-        out.put(slot, &lock(&self.config).space.state())?;
-        out.put(slot, &self.msix.state())?;
-        let mut state = lock(&self.inner).registers.state();
-        state.needs_reset = self.interrupt.is_reset_needed();
-        state.isr = self.interrupt.isr();
-        state.config_vector = self.interrupt.vector(None);
-        for (queue, index) in state.queues.iter_mut().zip(0..) {
-            queue.vector = self.interrupt.vector(Some(index));
-        }
-        out.put(slot, &state)?;
-        self.device.save(slot, out)
-    }
-
-    fn load(&self, state: &mut StateReader) -> Result<(), DeviceError> {
-        let slot = self.slot.into();
-        let impossible = DeviceError::impossible(self.device.id());
-        let space: PciConfigState = state.take(slot)?;
-        let virtio: VirtioState = state.take(slot)?;
-        let vectors = virtio.queues.iter().map(|queue| queue.vector).chain([virtio.config_vector]);
-        if let Some(vector) = vectors.clone().find(|v| *v != NO_VECTOR && *v >= self.msix.count()) {
-            return Err(impossible((
-                format!("MSI-X vector {vector}"),
-                format!("one below {}, or {NO_VECTOR:#x}", self.msix.count()),
-            )));
-        }
-        self.msix.load(state.take(slot)?).map_err(&impossible)?;
-        let mut inner = lock(&self.inner);
-        inner.registers.load(&virtio).map_err(&impossible)?;
-        if virtio.status & DRIVER_OK != 0 && !virtio.needs_reset {
-            let why = |why| impossible((why, "rings in RAM".into()));
-            self.active_queues(&inner.registers).map_err(why)?;
-        }
-        inner.quiesced = true;
-        for (vector, queue) in vectors.zip((0..self.kicks.len() as u16).map(Some).chain([None])) {
-            self.interrupt.set_vector(queue, vector);
-        }
-        self.device.load(slot, state)?;
-        let mut config = lock(&self.config);
-        config.space.load(&space).map_err(&impossible)?;
-        self.msix.follow(&config.space, config.msix);
-        self.interrupt.load(virtio.isr, virtio.needs_reset);
-        self.interrupt.follow(config.space.intx_disabled());
-        Ok(())
-    }
-
-    fn descriptors(&self, mode: Mode, fds: &mut FdTable) -> Result<(), DeviceError> {
-        self.device.descriptors(mode, fds)
-    }
-
-    fn blockers(&self, mode: Mode) -> Vec<Blocker> {
-        self.device.blockers(mode)
-    }
-
-    fn hand_over(&self) {
-        self.device.hand_over();
-    }
-
-    fn subscriber(&self) -> Option<Subscriber> {
-        self.device.subscriber()
     }
 }
