@@ -4,15 +4,17 @@
 //!    writes none after the first of them.
 //! 2. A heartbeat on each CPU keeps the longest gap; all clocks are read on all CPUs and never step back.
 //! 3. Memory, FPU, SSE and AVX registers hold patterns that are verified without end.
-//! 4. The console takes commands, one a line: `STATUS?`, `GAP RESET`, `PING …`, `POWEROFF`.
+//! 4. The console takes commands, one a line: `STATUS?`, `GAP RESET`, `PING …`, `FINISH` (ends the load on
+//!    disks), `POWEROFF`.
 //! 5. The power button powers the guest off.
 //!
 //! Options on the kernel's command line: `guest.load=mem,cpu` (what load), `guest.mem=256` (MiB of patterns),
-//! `guest.rate=10` (numbered lines a second).
+//! `guest.rate=10` (numbered lines a second), `guest.disks=vda,vdb:ext4` (disks to put load on).
 
 mod clocks;
 mod commands;
 mod console;
+mod disk;
 mod heartbeat;
 mod kmsg;
 mod memory;
@@ -38,6 +40,7 @@ struct Watch {
     registers: memory::Checks,
     timer: timer::TimerWatch,
     kernel_messages: kmsg::Seen,
+    disks: disk::Disks,
 }
 
 fn main() {
@@ -60,6 +63,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         registers: memory::Checks::default(),
         timer: timer::TimerWatch::default(),
         kernel_messages: kmsg::Seen::default(),
+        disks: disk::Disks::start(&options.disks),
     });
     setup::quiet_console();
     watch.console.reply(&format!("READY cpus={cpus}"));
@@ -81,7 +85,8 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     thread::spawn(move || timer::run(&timer.timer));
     let log = Arc::clone(&watch);
     thread::spawn(move || kmsg::run(&log.kernel_messages, &log.console));
-    power::watch_button();
+    let pressed = Arc::clone(&watch);
+    power::watch_button(move || pressed.disks.finish());
     let filler = Arc::clone(&watch);
     thread::spawn(move || {
         loop {

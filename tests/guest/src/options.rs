@@ -1,5 +1,7 @@
 //! Options on the kernel's command line.
 
+use crate::disk::Named;
+
 /// What the guest was asked to do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
@@ -11,12 +13,14 @@ pub struct Options {
     pub memory_mib: usize,
     /// Numbered lines a second.
     pub rate: u32,
+    /// Disks to put load on.
+    pub disks: Vec<Named>,
 }
 
 impl Options {
     /// Reads `guest.*` options; what is not there or not a number keeps its default.
     pub fn from_cmdline(cmdline: &str) -> Self {
-        let mut options = Self { load_memory: true, load_cpu: true, memory_mib: 256, rate: 10 };
+        let mut options = Self { load_memory: true, load_cpu: true, memory_mib: 256, rate: 10, disks: Vec::new() };
         for word in cmdline.split_whitespace() {
             let Some((key, value)) = word.split_once('=') else { continue };
             match key {
@@ -26,6 +30,7 @@ impl Options {
                 }
                 "guest.mem" => options.memory_mib = value.parse().unwrap_or(options.memory_mib),
                 "guest.rate" => options.rate = value.parse().unwrap_or(options.rate).clamp(1, 1000),
+                "guest.disks" => options.disks = Named::list(value),
                 _ => {}
             }
         }
@@ -40,6 +45,6 @@ mod tests {
     #[test]
     fn options_are_read_among_the_kernels_own() {
         let options = Options::from_cmdline("console=ttyS0 guest.load=mem guest.mem=64 quiet guest.rate=0\n");
-        assert_eq!(options, Options { load_memory: true, load_cpu: false, memory_mib: 64, rate: 1 });
+        assert_eq!(options, Options { load_memory: true, load_cpu: false, memory_mib: 64, rate: 1, disks: Vec::new() });
     }
 }
