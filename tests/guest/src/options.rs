@@ -20,7 +20,8 @@ pub struct Options {
 impl Options {
     /// Reads `guest.*` options; what is not there or not a number keeps its default.
     pub fn from_cmdline(cmdline: &str) -> Self {
-        let mut options = Self { load_memory: true, load_cpu: true, memory_mib: 256, rate: 10, disks: Vec::new() };
+        let mut options =
+            Self { load_memory: true, load_cpu: true, memory_mib: 256, rate: 10, disks: Vec::new() };
         for word in cmdline.split_whitespace() {
             let Some((key, value)) = word.split_once('=') else { continue };
             match key {
@@ -45,6 +46,9 @@ mod tests {
     #[test]
     fn options_are_read_among_the_kernels_own() {
         let options = Options::from_cmdline("console=ttyS0 guest.load=mem guest.mem=64 quiet guest.rate=0\n");
-        assert_eq!(options, Options { load_memory: true, load_cpu: false, memory_mib: 64, rate: 1, disks: Vec::new() });
+        assert_eq!(
+            options,
+            Options { load_memory: true, load_cpu: false, memory_mib: 64, rate: 1, disks: Vec::new() }
+        );
     }
 }

@@ -119,6 +119,16 @@ fn figures(report: &Report, directory: &Path) {
             status.registers.passes,
             status.kernel_messages
         );
+        for disk in &status.disks {
+            println!(
+                "  disk {}: {} writes, {} reads, {} flushes, {} errors",
+                disk.disk, disk.writes, disk.reads, disk.syncs, disk.errors
+            );
+        }
+        if !status.disks.is_empty() {
+            let longest: Vec<_> = report.steps.iter().map(|step| format!("{:.0}", step.disk)).collect();
+            println!("  longest requests to a disk in each step: {} ms", longest.join(" "));
+        }
     }
     println!("  kept: {}", directory.display());
 }

@@ -15,9 +15,11 @@ pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
     }
     if let Some(status) = &report.status {
         judge_status(status, scenario, &mut wrong);
+        judge_disks(status, report.powered_off, scenario, &mut wrong);
     }
     judge_stream(report, &mut wrong);
     judge_messages(report, &mut wrong);
+    wrong.extend(report.file_systems.iter().map(|what| format!("a file system is not whole: {what}")));
     match &report.stopped_by {
         Some(reason) => wrong.push(reason.clone()),
         None => judge_completeness(scenario, report, &mut wrong),
@@ -91,6 +93,13 @@ fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
             wrong.push(format!("{name}: the guest's {clock} clock went {drift:+.0} ms against the host's"));
         }
     }
+    let disk_allowed = stands.unwrap_or(0.0) + step.paused + margins.disk_ms as f64;
+    if step.disk > disk_allowed {
+        wrong.push(format!(
+            "{name}: a request to a disk took {:.0} ms, allowed are {disk_allowed:.0} ms",
+            step.disk
+        ));
+    }
     if step.disconnects != 0 && !reboot {
         wrong.push(format!("{name}: the serial client lost its connection"));
     }
@@ -135,16 +144,42 @@ fn judge_status(status: &Status, scenario: &Scenario, wrong: &mut Vec<String>) {
     }
 }
 
+fn judge_disks(status: &Status, powered_off: bool, scenario: &Scenario, wrong: &mut Vec<String>) {
+    if status.disks.len() != scenario.guest.disks.len() {
+        wrong.push(format!(
+            "the guest put load on {} disks of {}",
+            status.disks.len(),
+            scenario.guest.disks.len()
+        ));
+    }
+    for disk in &status.disks {
+        let name = &disk.disk;
+        if disk.errors != 0 {
+            let first = disk.first.as_deref().unwrap_or("unknown");
+            wrong.push(format!("disk {name} failed the guest {} times, first: {first}", disk.errors));
+        }
+        if disk.writes == 0 || disk.reads == 0 || disk.syncs == 0 {
+            wrong.push(format!(
+                "disk {name} made {} writes, {} reads, {} flushes",
+                disk.writes, disk.reads, disk.syncs
+            ));
+        }
+        if powered_off && !disk.finished {
+            wrong.push(format!("not all that disk {name} acknowledged was read again at the end"));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use guest_init::status::{Checked, ClockWatch, Heartbeat, Timer};
+    use guest_init::status::{Checked, ClockWatch, DiskWatch, Heartbeat, Timer};
 
     use super::super::report::Pings;
     use super::*;
 
     fn scenario() -> Scenario {
         toml::from_str(
-            "about = 'x'\nbound = 1\nsteps = ['transfer', 'poweroff']\n[guest]\nkernel = 'lab'\ncpus = 1\nmemory = '1G'",
+            "about = 'x'\nbound = 1\nsteps = ['transfer', 'poweroff']\n[guest]\nkernel = 'lab'\ncpus = 1\nmemory = '1G'\ndisks = [{ size-mib = 1 }]",
         )
         .unwrap()
     }
@@ -159,6 +194,7 @@ mod tests {
             late: 25.0,
             drift: 0.1,
             wall_drift: -0.1,
+            disk: 35.0,
             disconnects: 0,
             descriptors: Some(30),
         }
@@ -180,6 +216,16 @@ mod tests {
                 registers: checked,
                 timer: Timer { fired: 9, missing: 0, late: 1 },
                 kernel_messages: 0,
+                disks: vec![DiskWatch {
+                    disk: "vda".into(),
+                    writes: 9,
+                    reads: 9,
+                    syncs: 1,
+                    longest: 1,
+                    errors: 0,
+                    first: None,
+                    finished: true,
+                }],
             }),
             stream: guest_init::stream::StreamStats { lines: 100, ..Default::default() },
             pings: Pings { sent: 9, answered: 9, wrong: 0 },
@@ -196,7 +242,13 @@ mod tests {
     #[test]
     fn each_thing_that_a_guest_may_notice_fails_by_itself() {
         type Spoil = fn(&mut Report);
-        let spoils: [(&str, Spoil); 12] = [
+        let spoils: [(&str, Spoil); 18] = [
+            ("a request to a disk took 9000 ms", |r| r.steps[0].disk = 9000.0),
+            ("a file system is not whole", |r| r.file_systems.push("e2fsck".into())),
+            ("disk vda failed the guest", |r| r.status.as_mut().unwrap().disks[0].errors = 1),
+            ("0 flushes", |r| r.status.as_mut().unwrap().disks[0].syncs = 0),
+            ("read again at the end", |r| r.status.as_mut().unwrap().disks[0].finished = false),
+            ("load on 0 disks of 1", |r| r.status.as_mut().unwrap().disks.clear()),
             ("seen 5000 ms late", |r| r.steps[0].late = 5000.0),
             ("missed for", |r| r.steps[0].gaps[1] = 5000.0),
             ("monotonic clock went", |r| r.steps[0].drift = -900.0),

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -23,6 +23,8 @@ pub struct Machine<'a> {
     pub initrd: &'a Path,
     /// The kernel's command line.
     pub cmdline: &'a str,
+    /// The images of its disks.
+    pub disks: &'a [PathBuf],
     /// Where its serial ports go, each as QEMU's `-serial` takes it.
     pub serial: &'a [String],
 }
@@ -66,6 +68,11 @@ impl Machine<'_> {
             .stdout(Stdio::piped());
         for serial in self.serial {
             command.args(["-serial", serial]);
+        }
+        for (index, image) in self.disks.iter().enumerate() {
+            let drive = format!("if=none,id=disk{index},format=raw,file={}", image.display());
+            let device = format!("virtio-blk-pci,drive=disk{index}");
+            command.args(["-drive", &drive, "-device", &device]);
         }
         let one = one_processor()?;
         let begin = move || {

@@ -136,6 +136,7 @@ impl Run<'_> {
             late: after.status.timer.late as f64 / 1e6,
             drift: drift(&before, &after, paused, |reading| reading.status.monotonic),
             wall_drift: drift(&before, &after, paused, |reading| reading.status.realtime),
+            disk: after.status.disks.iter().map(|disk| disk.longest as f64 / 1e6).fold(0.0, f64::max),
             disconnects: self.console.stats().reconnects - disconnects,
             descriptors: self.machine.descriptors(),
         };
@@ -185,6 +186,10 @@ impl Run<'_> {
 
     fn power_off(&mut self) -> Result<()> {
         self.console.finish_pinging()?;
+        if self.report.status.as_ref().is_some_and(|status| !status.disks.is_empty()) {
+            self.console.command("FINISH")?;
+            self.report.status = Some(self.console.status()?.status);
+        }
         // The kernel's last word on the console is its own.
         self.take_stats();
         self.console.command("POWEROFF")?;

@@ -95,9 +95,9 @@ impl Worker<'_> {
         self.block.fill(label);
         let what = format!("writing block {}", label.place);
         let offset = label.place * BLOCK as u64;
-        let done = self.disk.request(self.index, &what, &self.disk.writes, || {
-            self.file.write_all_at(&self.block.0, offset)
-        });
+        let done = self
+            .disk
+            .request(self.index, &what, &self.disk.writes, || self.file.write_all_at(&self.block.0, offset));
         self.written[at] = if done.is_some() { sequence } else { 0 };
     }
 
