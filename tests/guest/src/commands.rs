@@ -67,6 +67,7 @@ fn status(watch: &Watch) -> Status {
         timer: watch.timer.report(),
         kernel_messages: watch.kernel_messages.count(),
         disks: watch.disks.report(),
+        net: watch.net.as_ref().map(crate::memory::Checks::report),
     }
 }
 

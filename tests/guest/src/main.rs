@@ -9,7 +9,8 @@
 //! 5. The power button powers the guest off.
 //!
 //! Options on the kernel's command line: `guest.load=mem,cpu` (what load), `guest.mem=256` (MiB of patterns),
-//! `guest.rate=10` (numbered lines a second), `guest.disks=vda,vdb:ext4` (disks to put load on).
+//! `guest.rate=10` (numbered lines a second), `guest.disks=vda,vdb:ext4` (disks to put load on), `guest.net=192.0.2.2`
+//! (eth0's address, where messages are answered).
 
 mod clocks;
 mod commands;
@@ -18,6 +19,7 @@ mod disk;
 mod heartbeat;
 mod kmsg;
 mod memory;
+mod net;
 mod options;
 mod power;
 mod registers;
@@ -41,6 +43,7 @@ struct Watch {
     timer: timer::TimerWatch,
     kernel_messages: kmsg::Seen,
     disks: disk::Disks,
+    net: Option<memory::Checks>,
 }
 
 fn main() {
@@ -64,6 +67,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         timer: timer::TimerWatch::default(),
         kernel_messages: kmsg::Seen::default(),
         disks: disk::Disks::start(&options.disks),
+        net: options.net.map(|_| memory::Checks::default()),
     });
     setup::quiet_console();
     watch.console.reply(&format!("READY cpus={cpus}"));
@@ -80,6 +84,10 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             let bytes = options.memory_mib * (1 << 20) / cpus;
             thread::spawn(move || memory::run(&load.memory, bytes, cpu));
         }
+    }
+    if let Some(address) = options.net {
+        let net = Arc::clone(&watch);
+        thread::spawn(move || net.net.as_ref().map(|checks| net::run(checks, address)));
     }
     let timer = Arc::clone(&watch);
     thread::spawn(move || timer::run(&timer.timer));

@@ -1,5 +1,7 @@
 //! Options on the kernel's command line.
 
+use std::net::Ipv4Addr;
+
 use crate::disk::Named;
 
 /// What the guest was asked to do.
@@ -15,13 +17,21 @@ pub struct Options {
     pub rate: u32,
     /// Disks to put load on.
     pub disks: Vec<Named>,
+    /// The network interface's address.
+    pub net: Option<Ipv4Addr>,
 }
 
 impl Options {
     /// Reads `guest.*` options; what is not there or not a number keeps its default.
     pub fn from_cmdline(cmdline: &str) -> Self {
-        let mut options =
-            Self { load_memory: true, load_cpu: true, memory_mib: 256, rate: 10, disks: Vec::new() };
+        let mut options = Self {
+            load_memory: true,
+            load_cpu: true,
+            memory_mib: 256,
+            rate: 10,
+            disks: Vec::new(),
+            net: None,
+        };
         for word in cmdline.split_whitespace() {
             let Some((key, value)) = word.split_once('=') else { continue };
             match key {
@@ -32,6 +42,7 @@ impl Options {
                 "guest.mem" => options.memory_mib = value.parse().unwrap_or(options.memory_mib),
                 "guest.rate" => options.rate = value.parse().unwrap_or(options.rate).clamp(1, 1000),
                 "guest.disks" => options.disks = Named::list(value),
+                "guest.net" => options.net = value.parse().ok(),
                 _ => {}
             }
         }
@@ -48,7 +59,14 @@ mod tests {
         let options = Options::from_cmdline("console=ttyS0 guest.load=mem guest.mem=64 quiet guest.rate=0\n");
         assert_eq!(
             options,
-            Options { load_memory: true, load_cpu: false, memory_mib: 64, rate: 1, disks: Vec::new() }
+            Options {
+                load_memory: true,
+                load_cpu: false,
+                memory_mib: 64,
+                rate: 1,
+                disks: Vec::new(),
+                net: None
+            }
         );
     }
 }

@@ -28,6 +28,9 @@ pub struct Status {
     /// The disks under load, if there are any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskWatch>,
+    /// The messages of the TCP stream, if there is a network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<Checked>,
 }
 
 /// A thread on one CPU that wakes every 10 ms.

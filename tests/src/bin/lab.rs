@@ -105,6 +105,12 @@ fn figures(report: &Report, directory: &Path) {
             step.descriptors.map_or_else(|| "-".to_owned(), |count| count.to_string()),
         );
     }
+    for (step, net) in report.steps.iter().filter_map(|step| Some((&step.step, step.net.as_ref()?))) {
+        println!(
+            "  net, {step}: {} answers to pings, {} lost, {} out of order, longest gap {:.1} ms; TCP {} messages, longest gap {:.1} ms",
+            net.answers, net.lost, net.reordered, net.gap, net.messages, net.stream_gap
+        );
+    }
     let (stream, pings) = (&report.stream, &report.pings);
     println!(
         "  serial: {} lines, {} lost, {} repeated, {} damaged, {} unread; pings: {} of {} answered",

@@ -10,7 +10,7 @@ use super::console::Console;
 use super::report::Report;
 use super::scenario::{Mode, Scenario};
 use super::steps::{self, HandOver, Machine, exit};
-use super::{disks, image, qemu};
+use super::{disks, image, net, qemu};
 
 struct Alone(Child);
 
@@ -20,6 +20,9 @@ pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
     let initrd = directory.join("guest.cpio");
     image::guest(&initrd, &kernel, &scenario.guest)?;
     let disks = disks::make(directory, &scenario.guest)?;
+    if scenario.guest.net {
+        net::prepare()?;
+    }
     // A socket's path must be short, whatever the directory's is.
     let runtime = tempfile::tempdir()?;
     let socket = runtime.path().join("serial");
@@ -30,6 +33,7 @@ pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
         initrd: &initrd,
         cmdline: &scenario.guest.cmdline(),
         disks: &disks,
+        tap: scenario.guest.net.then_some(net::TAP),
         serial: &[format!("unix:{},server=on,wait=on", socket.display())],
     };
     let mut alone = Alone(machine.start()?);

@@ -19,6 +19,8 @@ const GUEST_MODULES: [&str; 2] = ["evdev", "button"];
 const DISK_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 /// What a host needs besides what its kernel has built in.
 const HOST_MODULES: [&str; 2] = ["kvm_amd", "kvm_intel"];
+/// What a machine with a network needs besides.
+const NET_MODULES: [&str; 4] = ["virtio_pci", "virtio_net", "tun", "vhost_net"];
 
 /// Where the host's RAM disk has the guest's kernel.
 pub const GUEST_KERNEL: &str = "/guest/kernel";
@@ -79,6 +81,9 @@ fn modules_of(guest: &Guest, always: &[&'static str]) -> Vec<&'static str> {
     let mut names = always.to_vec();
     if !guest.disks.is_empty() {
         names.extend(DISK_MODULES);
+    }
+    if guest.net {
+        names.extend(NET_MODULES);
     }
     names
 }

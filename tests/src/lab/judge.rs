@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use guest_init::status::Status;
 
+use super::net::NetReport;
 use super::report::{Report, StepReport};
 use super::scenario::{Margins, Mode, Scenario, Step};
 
@@ -15,6 +16,13 @@ pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
     }
     if let Some(status) = &report.status {
         judge_status(status, scenario, &mut wrong);
+        if let Some(net) = status.net.as_ref().filter(|net| net.errors != 0) {
+            let first = net.first.as_deref().unwrap_or("unknown");
+            wrong.push(format!("the guest's network failed {} times, first: {first}", net.errors));
+        }
+        if scenario.guest.net && status.net.as_ref().is_none_or(|net| net.passes == 0) {
+            wrong.push("the guest answered no message of the TCP stream".into());
+        }
         judge_disks(status, report.powered_off, scenario, &mut wrong);
     }
     judge_stream(report, &mut wrong);
@@ -100,6 +108,9 @@ fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
             step.disk
         ));
     }
+    if let Some(net) = &step.net {
+        judge_net(name, net, stands.unwrap_or(0.0), step.paused, margins, wrong);
+    }
     if step.disconnects != 0 && !reboot {
         wrong.push(format!("{name}: the serial client lost its connection"));
     }
@@ -141,6 +152,33 @@ fn judge_status(status: &Status, scenario: &Scenario, wrong: &mut Vec<String>) {
             "the guest's timer fired {} times, missing {}",
             status.timer.fired, status.timer.missing
         ));
+    }
+}
+
+fn judge_net(
+    name: &str,
+    net: &NetReport,
+    stands: f64,
+    paused: f64,
+    margins: Margins,
+    wrong: &mut Vec<String>,
+) {
+    let allowed = stands + paused + margins.net_ms as f64;
+    for (what, gap) in [("answer to a ping", net.gap), ("message of the TCP stream", net.stream_gap)] {
+        if gap > allowed {
+            wrong.push(format!("{name}: no {what} came for {gap:.0} ms, allowed are {allowed:.0} ms"));
+        }
+    }
+    // A ping is sent every 2 ms: so many may be lost as the guest stood still for.
+    let excused = ((stands + paused) / 2.0).ceil() as u64;
+    if net.lost > excused {
+        wrong.push(format!("{name}: {} pings were lost, {excused} by the downtime", net.lost));
+    }
+    if net.reordered != 0 {
+        wrong.push(format!("{name}: {} answers to pings came out of order or again", net.reordered));
+    }
+    if let Some(what) = &net.broken {
+        wrong.push(format!("{name}: the TCP stream broke: {what}"));
     }
 }
 
@@ -195,6 +233,7 @@ mod tests {
             drift: 0.1,
             wall_drift: -0.1,
             disk: 35.0,
+            net: Some(NetReport::default()),
             disconnects: 0,
             descriptors: Some(30),
         }
@@ -226,6 +265,7 @@ mod tests {
                     first: None,
                     finished: true,
                 }],
+                net: None,
             }),
             stream: guest_init::stream::StreamStats { lines: 100, ..Default::default() },
             pings: Pings { sent: 9, answered: 9, wrong: 0 },
@@ -242,7 +282,11 @@ mod tests {
     #[test]
     fn each_thing_that_a_guest_may_notice_fails_by_itself() {
         type Spoil = fn(&mut Report);
-        let spoils: [(&str, Spoil); 18] = [
+        let spoils: [(&str, Spoil); 22] = [
+            ("no answer to a ping came", |r| r.steps[0].net.as_mut().unwrap().gap = 9000.0),
+            ("pings were lost", |r| r.steps[0].net.as_mut().unwrap().lost = 9),
+            ("out of order", |r| r.steps[0].net.as_mut().unwrap().reordered = 1),
+            ("TCP stream broke", |r| r.steps[0].net.as_mut().unwrap().broken = Some("x".into())),
             ("a request to a disk took 9000 ms", |r| r.steps[0].disk = 9000.0),
             ("a file system is not whole", |r| r.file_systems.push("e2fsck".into())),
             ("disk vda failed the guest", |r| r.status.as_mut().unwrap().disks[0].errors = 1),

@@ -25,6 +25,8 @@ pub struct Machine<'a> {
     pub cmdline: &'a str,
     /// The images of its disks.
     pub disks: &'a [PathBuf],
+    /// The tap that its network card is on.
+    pub tap: Option<&'a str>,
     /// Where its serial ports go, each as QEMU's `-serial` takes it.
     pub serial: &'a [String],
 }
@@ -73,6 +75,10 @@ impl Machine<'_> {
             let drive = format!("if=none,id=disk{index},format=raw,file={}", image.display());
             let device = format!("virtio-blk-pci,drive=disk{index}");
             command.args(["-drive", &drive, "-device", &device]);
+        }
+        if let Some(tap) = self.tap {
+            let net = format!("tap,id=net0,ifname={tap},script=no,downscript=no");
+            command.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net0"]);
         }
         let one = one_processor()?;
         let begin = move || {

@@ -1,5 +1,6 @@
 //! What was seen in one run of a scenario.
 
+use super::net::NetReport;
 use guest_init::status::Status;
 use guest_init::stream::StreamStats;
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,9 @@ pub struct StepReport {
     /// The longest time that a request to a disk took, or was out when the step ended.
     #[serde(default)]
     pub disk: f64,
+    /// What was seen of the network, if there is one.
+    #[serde(default)]
+    pub net: Option<NetReport>,
     /// The client's connections that ended during the step.
     pub disconnects: u64,
     /// Open descriptors of the process that owns the guest.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::disks;
+use super::{disks, net};
 
 /// One scenario, as its TOML file has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,6 +66,9 @@ pub struct Guest {
     /// Its disks, all of which it puts load on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
+    /// Whether it has a network, which is pinged and holds a TCP stream.
+    #[serde(default)]
+    pub net: bool,
 }
 
 /// A disk of the guest.
@@ -93,6 +96,9 @@ impl Guest {
             };
             let named: Vec<_> = self.disks.iter().enumerate().map(named).collect();
             words += &format!(" guest.disks={}", named.join(","));
+        }
+        if self.net {
+            words += &format!(" guest.net={}", net::GUEST);
         }
         words
     }
@@ -243,11 +249,13 @@ pub struct Margins {
     pub drift_ms: u64,
     /// A request to a disk may take the downtime reported and so many milliseconds more.
     pub disk_ms: u64,
+    /// The network may stand still for the downtime reported and so many milliseconds more.
+    pub net_ms: u64,
 }
 
 impl Default for Margins {
     fn default() -> Self {
-        Self { gap_ms: 1500, drift_ms: 250, disk_ms: 4000 }
+        Self { gap_ms: 1500, drift_ms: 250, disk_ms: 8000, net_ms: 2000 }
     }
 }
 
