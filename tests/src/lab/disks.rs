@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(images.len(), 2);
         assert_eq!(check(&guest(), &images), Vec::<String>::new());
         let image = File::options().write(true).open(&images[1]).unwrap();
-        image.write_all_at(&[0; 64 << 10], 4096).unwrap();
+        image.write_all_at(&vec![0; 64 << 10], 4096).unwrap();
         assert_eq!(check(&guest(), &images).len(), 1);
     }
 }

@@ -163,14 +163,18 @@ fn judge_net(
     margins: Margins,
     wrong: &mut Vec<String>,
 ) {
-    let allowed = stands + paused + margins.net_ms as f64;
-    for (what, gap) in [("answer to a ping", net.gap), ("message of the TCP stream", net.stream_gap)] {
+    let still = stands + paused;
+    // TCP waits twice as long before each time that it sends again, so it may notice late that the guest is back.
+    for (what, gap, times) in
+        [("answer to a ping", net.gap, 1.0), ("message of the TCP stream", net.stream_gap, 2.0)]
+    {
+        let allowed = still * times + margins.net_ms as f64;
         if gap > allowed {
             wrong.push(format!("{name}: no {what} came for {gap:.0} ms, allowed are {allowed:.0} ms"));
         }
     }
     // A ping is sent every 2 ms: so many may be lost as the guest stood still for.
-    let excused = ((stands + paused) / 2.0).ceil() as u64;
+    let excused = (still / 2.0).ceil() as u64;
     if net.lost > excused {
         wrong.push(format!("{name}: {} pings were lost, {excused} by the downtime", net.lost));
     }

@@ -258,7 +258,9 @@ mod tests {
     fn lost_and_late_answers_are_counted_apart() {
         let now = Instant::now();
         let mut seen = Seen { report: NetReport::default(), next: 0, answered: now, echoed: now };
-        [0, 1, 4, 3, 5].into_iter().for_each(|number| seen.answer(number));
+        for number in [0, 1, 4, 3, 5] {
+            seen.answer(number);
+        }
         assert_eq!((seen.report.answers, seen.report.lost, seen.report.reordered), (5, 1, 1));
     }
 }

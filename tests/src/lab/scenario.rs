@@ -95,10 +95,12 @@ impl Guest {
                 format!("{}{}", disks::device(index), if disk.ext4 { ":ext4" } else { "" })
             };
             let named: Vec<_> = self.disks.iter().enumerate().map(named).collect();
-            words += &format!(" guest.disks={}", named.join(","));
+            words.push_str(" guest.disks=");
+            words.push_str(&named.join(","));
         }
         if self.net {
-            words += &format!(" guest.net={}", net::GUEST);
+            words.push_str(" guest.net=");
+            words.push_str(&net::GUEST.to_string());
         }
         words
     }
