@@ -41,7 +41,12 @@ fn answer(watch: &Watch, command: &str) -> String {
         ("GAP", "RESET") => {
             watch.heartbeats.iter().for_each(crate::heartbeat::Beats::reset);
             watch.timer.reset();
+            watch.disks.reset();
             "GAP RESET".to_owned()
+        }
+        ("FINISH", _) => {
+            watch.disks.finish();
+            "FINISHED".to_owned()
         }
         ("PING", rest) => format!("PONG {rest}"),
         ("POWEROFF", _) => "POWEROFF".to_owned(),
@@ -62,6 +67,8 @@ fn status(watch: &Watch) -> Status {
         random: watch.random.report(),
         timer: watch.timer.report(),
         kernel_messages: watch.kernel_messages.count(),
+        disks: watch.disks.report(),
+        net: watch.net.as_ref().map(crate::memory::Checks::report),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which kernel messages tell that a guest noticed something.
 
 /// A class of message and the words that make a message one of it: every word of one of the lists is in it.
-const CLASSES: [(&str, &[&[&str]]); 7] = [
+const CLASSES: [(&str, &[&[&str]]); 9] = [
     ("lockup", &[&["lockup"]]),
     ("stall", &[&[" stall"], &["kthread starved"]]),
     (
@@ -17,6 +17,8 @@ const CLASSES: [(&str, &[&[&str]]); 7] = [
     ("oops", &[&["oops: "], &["general protection fault"], &["unable to handle"], &["kernel panic"]]),
     ("bug", &[&["bug:"], &["kernel bug at"]]),
     ("warning", &[&["warning: "]]),
+    ("i/o error", &[&["i/o error"]]),
+    ("ext4 error", &[&["ext4-fs error"], &["ext4-fs warning"], &["aborted journal"]]),
     ("hung task", &[&["blocked for more than"]]),
 ];
 

@@ -5,9 +5,12 @@
 //! 3. [`status`]: the figures that the guest answers `STATUS?` with.
 //! 4. [`kernel_log`]: which kernel messages tell that a guest noticed something.
 //! 5. [`early`]: what any init does first.
+//! 6. [`link`], [`message`]: a network interface, and what is sent over it.
 
 pub mod early;
 pub mod frame;
 pub mod kernel_log;
+pub mod link;
+pub mod message;
 pub mod status;
 pub mod stream;

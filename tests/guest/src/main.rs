@@ -4,18 +4,22 @@
 //!    writes none after the first of them.
 //! 2. A heartbeat on each CPU keeps the longest gap; all clocks are read on all CPUs and never step back.
 //! 3. Memory, FPU, SSE and AVX registers hold patterns that are verified without end; the entropy device is read.
-//! 4. The console takes commands, one a line: `STATUS?`, `GAP RESET`, `PING …`, `POWEROFF`.
+//! 4. The console takes commands, one a line: `STATUS?`, `GAP RESET`, `PING …`, `FINISH` (ends the load on
+//!    disks), `POWEROFF`.
 //! 5. The power button powers the guest off.
 //!
 //! Options on the kernel's command line: `guest.load=mem,cpu,rng` (what load), `guest.mem=256` (MiB of patterns),
-//! `guest.rate=10` (numbered lines a second), `guest.console=ttyS0` (which terminal).
+//! `guest.rate=10` (numbered lines a second), `guest.console=ttyS0` (which terminal), `guest.disks=vda,vdb:ext4` (disks
+//! to put load on), `guest.net=192.0.2.2` (eth0's address, where messages are answered).
 
 mod clocks;
 mod commands;
 mod console;
+mod disk;
 mod heartbeat;
 mod kmsg;
 mod memory;
+mod net;
 mod options;
 mod power;
 mod random;
@@ -40,6 +44,8 @@ struct Watch {
     random: memory::Checks,
     timer: timer::TimerWatch,
     kernel_messages: kmsg::Seen,
+    disks: disk::Disks,
+    net: Option<memory::Checks>,
 }
 
 fn main() {
@@ -63,6 +69,8 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         random: memory::Checks::default(),
         timer: timer::TimerWatch::default(),
         kernel_messages: kmsg::Seen::default(),
+        disks: disk::Disks::start(&options.disks),
+        net: options.net.map(|_| memory::Checks::default()),
     });
     setup::quiet_console();
     watch.console.reply(&format!("READY cpus={cpus}"));
@@ -84,11 +92,16 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         let load = Arc::clone(&watch);
         thread::spawn(move || random::run(&load.random));
     }
+    if let Some(address) = options.net {
+        let net = Arc::clone(&watch);
+        thread::spawn(move || net.net.as_ref().map(|checks| net::run(checks, address)));
+    }
     let timer = Arc::clone(&watch);
     thread::spawn(move || timer::run(&timer.timer));
     let log = Arc::clone(&watch);
     thread::spawn(move || kmsg::run(&log.kernel_messages, &log.console));
-    power::watch_button();
+    let pressed = Arc::clone(&watch);
+    power::watch_button(move || pressed.disks.finish());
     let filler = Arc::clone(&watch);
     thread::spawn(move || {
         loop {

@@ -1,5 +1,9 @@
 //! Options on the kernel's command line.
 
+use std::net::Ipv4Addr;
+
+use crate::disk::Named;
+
 /// What the guest was asked to do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
@@ -15,6 +19,10 @@ pub struct Options {
     pub rate: u32,
     /// The terminal that lines go to and commands come from.
     pub console: String,
+    /// Disks to put load on.
+    pub disks: Vec<Named>,
+    /// The network interface's address.
+    pub net: Option<Ipv4Addr>,
 }
 
 impl Options {
@@ -27,6 +35,8 @@ impl Options {
             memory_mib: 256,
             rate: 10,
             console: "ttyS0".into(),
+            disks: Vec::new(),
+            net: None,
         };
         for word in cmdline.split_whitespace() {
             let Some((key, value)) = word.split_once('=') else { continue };
@@ -39,6 +49,8 @@ impl Options {
                 "guest.console" => value.clone_into(&mut options.console),
                 "guest.mem" => options.memory_mib = value.parse().unwrap_or(options.memory_mib),
                 "guest.rate" => options.rate = value.parse().unwrap_or(options.rate).clamp(1, 1000),
+                "guest.disks" => options.disks = Named::list(value),
+                "guest.net" => options.net = value.parse().ok(),
                 _ => {}
             }
         }
@@ -63,7 +75,9 @@ mod tests {
                 load_rng: true,
                 memory_mib: 64,
                 rate: 1,
-                console: "hvc0".into()
+                console: "hvc0".into(),
+                disks: Vec::new(),
+                net: None
             }
         );
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::sync::Arc;
 use std::thread;
 
 use nix::sys::reboot::{RebootMode, reboot};
@@ -20,17 +21,20 @@ pub fn off() -> ! {
     }
 }
 
-/// Waits, in threads of its own, for the power button on every input device there is.
-pub fn watch_button() {
+/// Waits, in threads of its own, for the power button on every input device there is; powers off after `before`.
+pub fn watch_button(before: impl Fn() + Send + Sync + 'static) {
+    let before = Arc::new(before);
     let Ok(entries) = fs::read_dir("/dev/input") else { return };
     for entry in entries.flatten() {
         let Ok(mut device) = File::open(entry.path()) else { continue };
+        let before = Arc::clone(&before);
         thread::spawn(move || {
             let mut event = [0; EVENT_TIME + 8];
             while device.read_exact(&mut event).is_ok() {
                 let half = |at: usize| u16::from_ne_bytes([event[at], event[at + 1]]);
                 let pressed = event[EVENT_TIME + 4] == 1;
                 if (half(EVENT_TIME), half(EVENT_TIME + 2)) == (EV_KEY, KEY_POWER) && pressed {
+                    before();
                     off();
                 }
             }

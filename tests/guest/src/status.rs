@@ -27,6 +27,12 @@ pub struct Status {
     pub timer: Timer,
     /// Kernel messages of the classes in [`crate::kernel_log`] so far.
     pub kernel_messages: u64,
+    /// The disks under load, if there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskWatch>,
+    /// The messages of the TCP stream, if there is a network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<Checked>,
 }
 
 /// A thread on one CPU that wakes every 10 ms.
@@ -73,4 +79,27 @@ pub struct Timer {
     pub missing: u64,
     /// Longest time from an expiration to the thread seeing it.
     pub late: u64,
+}
+
+/// A disk under load.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskWatch {
+    /// Its device's name.
+    pub disk: String,
+    /// Writes acknowledged.
+    pub writes: u64,
+    /// Reads made.
+    pub reads: u64,
+    /// Flushes acknowledged.
+    pub syncs: u64,
+    /// The longest time that one request took, or has been out.
+    pub longest: u64,
+    /// Requests that failed, and blocks that were not what had been acknowledged.
+    pub errors: u64,
+    /// The first of them, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<String>,
+    /// Whether the load has ended and all that was acknowledged was read once more.
+    #[serde(default)]
+    pub finished: bool,
 }

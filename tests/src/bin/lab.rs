@@ -105,6 +105,12 @@ fn figures(report: &Report, directory: &Path) {
             step.descriptors.map_or_else(|| "-".to_owned(), |count| count.to_string()),
         );
     }
+    for (step, net) in report.steps.iter().filter_map(|step| Some((&step.step, step.net.as_ref()?))) {
+        println!(
+            "  net, {step}: {} answers to pings, {} lost, {} out of order, longest gap {:.1} ms; TCP {} messages, longest gap {:.1} ms",
+            net.answers, net.lost, net.reordered, net.gap, net.messages, net.stream_gap
+        );
+    }
     let (stream, pings) = (&report.stream, &report.pings);
     println!(
         "  serial: {} lines, {} lost, {} repeated, {} damaged, {} unread; pings: {} of {} answered",
@@ -119,6 +125,16 @@ fn figures(report: &Report, directory: &Path) {
             status.registers.passes,
             status.kernel_messages
         );
+        for disk in &status.disks {
+            println!(
+                "  disk {}: {} writes, {} reads, {} flushes, {} errors",
+                disk.disk, disk.writes, disk.reads, disk.syncs, disk.errors
+            );
+        }
+        if !status.disks.is_empty() {
+            let longest: Vec<_> = report.steps.iter().map(|step| format!("{:.0}", step.disk)).collect();
+            println!("  longest requests to a disk in each step: {} ms", longest.join(" "));
+        }
     }
     println!("  kept: {}", directory.display());
 }

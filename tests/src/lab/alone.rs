@@ -10,7 +10,7 @@ use super::console::Console;
 use super::report::Report;
 use super::scenario::{Mode, Scenario};
 use super::steps::{self, HandOver, Machine, exit};
-use super::{image, qemu};
+use super::{disks, image, net, qemu};
 
 struct Alone(Child);
 
@@ -18,7 +18,11 @@ struct Alone(Child);
 pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
     let kernel = image::kernel(scenario.guest.kernel)?;
     let initrd = directory.join("guest.cpio");
-    image::guest(&initrd, &kernel)?;
+    image::guest(&initrd, &kernel, &scenario.guest)?;
+    let disks = disks::make(directory, &scenario.guest)?;
+    if scenario.guest.net {
+        net::prepare()?;
+    }
     // A socket's path must be short, whatever the directory's is.
     let runtime = tempfile::tempdir()?;
     let socket = runtime.path().join("serial");
@@ -28,12 +32,17 @@ pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
         kernel: &kernel,
         initrd: &initrd,
         cmdline: &scenario.guest.cmdline(),
+        disks: &disks,
+        tap: scenario.guest.net.then_some(net::TAP),
         serial: &[format!("unix:{},server=on,wait=on", socket.display())],
         devices: &scenario.guest.devices,
     };
     let mut alone = Alone(machine.start()?);
     let console = Console::connect(&socket, &directory.join("console.log"))?;
-    Ok(steps::run(scenario, &mut alone, &console))
+    let mut report = steps::run(scenario, &mut alone, &console);
+    drop(alone);
+    report.file_systems = disks::check(&scenario.guest, &disks);
+    Ok(report)
 }
 
 impl Machine for Alone {

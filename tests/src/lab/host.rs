@@ -11,13 +11,14 @@ use anyhow::{Context, Result, bail};
 use super::inside::REPORT_MARK;
 use super::report::Report;
 use super::scenario::{Host, Scenario};
-use super::{image, qemu};
+use super::{disks, image, qemu};
 
 /// Runs a scenario on its host; its files and the host's console are kept in `directory`.
 pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report> {
     let (host_kernel, guest_kernel) = (image::kernel(host.kernel)?, image::kernel(scenario.guest.kernel)?);
     let (host_initrd, guest_initrd) = (directory.join("host.cpio"), directory.join("guest.cpio"));
-    image::guest(&guest_initrd, &guest_kernel)?;
+    image::guest(&guest_initrd, &guest_kernel, &scenario.guest)?;
+    let disks = disks::make(directory, &scenario.guest)?;
     image::host(&host_initrd, scenario, &host_kernel, &guest_kernel, &guest_initrd)?;
     let console = directory.join("console.log");
     let machine = qemu::Machine {
@@ -27,6 +28,8 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
         initrd: &host_initrd,
         // Without the tolerance a guest's TSC may silently stand still under TCG.
         cmdline: &format!("console=ttyS0 loglevel=6 panic=-1 kvm.tsc_tolerance_ppm=5000 {}", host.cmdline),
+        disks: &disks,
+        tap: None,
         serial: &[format!("file:{}", console.display()), "stdio".into()],
         devices: &[],
     };
@@ -58,7 +61,7 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
     let _ = qemu.kill();
     let _ = qemu.wait();
     match report {
-        Some(report) => Ok(report),
+        Some(report) => Ok(Report { file_systems: disks::check(&scenario.guest, &disks), ..report }),
         None => bail!("{ending}; its console is in {}", console.display()),
     }
 }

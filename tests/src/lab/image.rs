@@ -10,13 +10,17 @@ use guest_init::early;
 
 use super::cpio::Cpio;
 use super::modules;
-use super::scenario::{Kernel, Scenario};
+use super::scenario::{Guest, Kernel, Scenario};
 use crate::harness::host::binary;
 
 /// What a test guest needs besides what its kernel has built in: the power button, and the drivers of its devices.
 const GUEST_MODULES: [&str; 5] = ["evdev", "button", "virtio_pci", "virtio_rng", "virtio_console"];
+/// What a machine with disks needs besides.
+const DISK_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 /// What a host needs besides what its kernel has built in.
 const HOST_MODULES: [&str; 2] = ["kvm_amd", "kvm_intel"];
+/// What a machine with a network needs besides.
+const NET_MODULES: [&str; 4] = ["virtio_pci", "virtio_net", "tun", "vhost_net"];
 
 /// Where the host's RAM disk has the guest's kernel.
 pub const GUEST_KERNEL: &str = "/guest/kernel";
@@ -43,10 +47,10 @@ pub fn kernel(kernel: Kernel) -> Result<PathBuf> {
 }
 
 /// Writes the guest's RAM disk: the guest program is its init.
-pub fn guest(path: &Path, guest_kernel: &Path) -> Result<()> {
+pub fn guest(path: &Path, guest_kernel: &Path, guest: &Guest) -> Result<()> {
     let mut archive = create(path)?;
     archive.file("init", &fs::read(binary("guest-init")?)?)?;
-    add_modules(&mut archive, guest_kernel, &GUEST_MODULES)?;
+    add_modules(&mut archive, guest_kernel, &modules_of(guest, &GUEST_MODULES))?;
     archive.finish().with_context(|| format!("writing {}", path.display()))
 }
 
@@ -68,8 +72,20 @@ pub fn host(
     for command in ["cpr-load", "cpr-save"] {
         archive.file(&format!("{COMMANDS}/{command}"), &fs::read(binary(command)?)?)?;
     }
-    add_modules(&mut archive, host_kernel, &HOST_MODULES)?;
+    add_modules(&mut archive, host_kernel, &modules_of(&scenario.guest, &HOST_MODULES))?;
     archive.finish().with_context(|| format!("writing {}", path.display()))
+}
+
+/// The modules that are always needed, and those that the guest's devices need.
+fn modules_of(guest: &Guest, always: &[&'static str]) -> Vec<&'static str> {
+    let mut names = always.to_vec();
+    if !guest.disks.is_empty() {
+        names.extend(DISK_MODULES);
+    }
+    if guest.net {
+        names.extend(NET_MODULES);
+    }
+    names
 }
 
 fn create(path: &Path) -> Result<Cpio<BufWriter<File>>> {

@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::console::Console;
 use super::image::SCENARIO;
 use super::judge;
+use super::net;
 use super::owner::{self, Owner};
 use super::report::Report;
 use super::scenario::{Scenario, Step};
@@ -53,6 +54,9 @@ fn without_handover(scenario: &Scenario, time: Duration) -> Scenario {
 
 fn guest(scenario: &Scenario) -> Report {
     let run = || -> Result<Report> {
+        if scenario.guest.net {
+            net::prepare()?;
+        }
         let mut owner = Owner::boot(&scenario.guest)?;
         let console = Console::connect(&owner::serial(), Path::new(GUEST_CONSOLE))?;
         let report = steps::run(scenario, &mut owner, &console);

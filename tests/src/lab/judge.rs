@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use guest_init::status::Status;
 
+use super::net::NetReport;
 use super::report::{Report, StepReport};
 use super::scenario::{Margins, Mode, Scenario, Step};
 
@@ -15,9 +16,18 @@ pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
     }
     if let Some(status) = &report.status {
         judge_status(status, scenario, &mut wrong);
+        if let Some(net) = status.net.as_ref().filter(|net| net.errors != 0) {
+            let first = net.first.as_deref().unwrap_or("unknown");
+            wrong.push(format!("the guest's network failed {} times, first: {first}", net.errors));
+        }
+        if scenario.guest.net && status.net.as_ref().is_none_or(|net| net.passes == 0) {
+            wrong.push("the guest answered no message of the TCP stream".into());
+        }
+        judge_disks(status, report.powered_off, scenario, &mut wrong);
     }
     judge_stream(report, &mut wrong);
     judge_messages(report, &mut wrong);
+    wrong.extend(report.file_systems.iter().map(|what| format!("a file system is not whole: {what}")));
     match &report.stopped_by {
         Some(reason) => wrong.push(reason.clone()),
         None => judge_completeness(scenario, report, &mut wrong),
@@ -91,6 +101,16 @@ fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
             wrong.push(format!("{name}: the guest's {clock} clock went {drift:+.0} ms against the host's"));
         }
     }
+    let disk_allowed = stands.unwrap_or(0.0) + step.paused + margins.disk_ms as f64;
+    if step.disk > disk_allowed {
+        wrong.push(format!(
+            "{name}: a request to a disk took {:.0} ms, allowed are {disk_allowed:.0} ms",
+            step.disk
+        ));
+    }
+    if let Some(net) = &step.net {
+        judge_net(name, net, stands.unwrap_or(0.0), step.paused, margins, wrong);
+    }
     if step.disconnects != 0 && !reboot {
         wrong.push(format!("{name}: the serial client lost its connection"));
     }
@@ -137,16 +157,73 @@ fn judge_status(status: &Status, scenario: &Scenario, wrong: &mut Vec<String>) {
     }
 }
 
+fn judge_net(
+    name: &str,
+    net: &NetReport,
+    stands: f64,
+    paused: f64,
+    margins: Margins,
+    wrong: &mut Vec<String>,
+) {
+    let still = stands + paused;
+    // TCP waits twice as long before each time that it sends again, so it may notice late that the guest is back.
+    for (what, gap, times) in
+        [("answer to a ping", net.gap, 1.0), ("message of the TCP stream", net.stream_gap, 2.0)]
+    {
+        let allowed = still * times + margins.net_ms as f64;
+        if gap > allowed {
+            wrong.push(format!("{name}: no {what} came for {gap:.0} ms, allowed are {allowed:.0} ms"));
+        }
+    }
+    // A ping is sent every 2 ms: so many may be lost as the guest stood still for.
+    let excused = (still / 2.0).ceil() as u64;
+    if net.lost > excused {
+        wrong.push(format!("{name}: {} pings were lost, {excused} by the downtime", net.lost));
+    }
+    if net.reordered != 0 {
+        wrong.push(format!("{name}: {} answers to pings came out of order or again", net.reordered));
+    }
+    if let Some(what) = &net.broken {
+        wrong.push(format!("{name}: the TCP stream broke: {what}"));
+    }
+}
+
+fn judge_disks(status: &Status, powered_off: bool, scenario: &Scenario, wrong: &mut Vec<String>) {
+    if status.disks.len() != scenario.guest.disks.len() {
+        wrong.push(format!(
+            "the guest put load on {} disks of {}",
+            status.disks.len(),
+            scenario.guest.disks.len()
+        ));
+    }
+    for disk in &status.disks {
+        let name = &disk.disk;
+        if disk.errors != 0 {
+            let first = disk.first.as_deref().unwrap_or("unknown");
+            wrong.push(format!("disk {name} failed the guest {} times, first: {first}", disk.errors));
+        }
+        if disk.writes == 0 || disk.reads == 0 || disk.syncs == 0 {
+            wrong.push(format!(
+                "disk {name} made {} writes, {} reads, {} flushes",
+                disk.writes, disk.reads, disk.syncs
+            ));
+        }
+        if powered_off && !disk.finished {
+            wrong.push(format!("not all that disk {name} acknowledged was read again at the end"));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use guest_init::status::{Checked, ClockWatch, Heartbeat, Timer};
+    use guest_init::status::{Checked, ClockWatch, DiskWatch, Heartbeat, Timer};
 
     use super::super::report::Pings;
     use super::*;
 
     fn scenario() -> Scenario {
         toml::from_str(
-            "about = 'x'\nbound = 1\nsteps = ['transfer', 'poweroff']\n[guest]\nkernel = 'lab'\ncpus = 1\nmemory = '1G'",
+            "about = 'x'\nbound = 1\nsteps = ['transfer', 'poweroff']\n[guest]\nkernel = 'lab'\ncpus = 1\nmemory = '1G'\ndisks = [{ size-mib = 1 }]",
         )
         .unwrap()
     }
@@ -161,6 +238,8 @@ mod tests {
             late: 25.0,
             drift: 0.1,
             wall_drift: -0.1,
+            disk: 35.0,
+            net: Some(NetReport::default()),
             disconnects: 0,
             descriptors: Some(30),
         }
@@ -183,6 +262,17 @@ mod tests {
                 random: checked,
                 timer: Timer { fired: 9, missing: 0, late: 1 },
                 kernel_messages: 0,
+                disks: vec![DiskWatch {
+                    disk: "vda".into(),
+                    writes: 9,
+                    reads: 9,
+                    syncs: 1,
+                    longest: 1,
+                    errors: 0,
+                    first: None,
+                    finished: true,
+                }],
+                net: None,
             }),
             stream: guest_init::stream::StreamStats { lines: 100, ..Default::default() },
             pings: Pings { sent: 9, answered: 9, wrong: 0 },
@@ -199,7 +289,17 @@ mod tests {
     #[test]
     fn each_thing_that_a_guest_may_notice_fails_by_itself() {
         type Spoil = fn(&mut Report);
-        let spoils: [(&str, Spoil); 12] = [
+        let spoils: [(&str, Spoil); 22] = [
+            ("no answer to a ping came", |r| r.steps[0].net.as_mut().unwrap().gap = 9000.0),
+            ("pings were lost", |r| r.steps[0].net.as_mut().unwrap().lost = 9),
+            ("out of order", |r| r.steps[0].net.as_mut().unwrap().reordered = 1),
+            ("TCP stream broke", |r| r.steps[0].net.as_mut().unwrap().broken = Some("x".into())),
+            ("a request to a disk took 9000 ms", |r| r.steps[0].disk = 9000.0),
+            ("a file system is not whole", |r| r.file_systems.push("e2fsck".into())),
+            ("disk vda failed the guest", |r| r.status.as_mut().unwrap().disks[0].errors = 1),
+            ("0 flushes", |r| r.status.as_mut().unwrap().disks[0].syncs = 0),
+            ("read again at the end", |r| r.status.as_mut().unwrap().disks[0].finished = false),
+            ("load on 0 disks of 1", |r| r.status.as_mut().unwrap().disks.clear()),
             ("seen 5000 ms late", |r| r.steps[0].late = 5000.0),
             ("missed for", |r| r.steps[0].gaps[1] = 5000.0),
             ("monotonic clock went", |r| r.steps[0].drift = -900.0),

@@ -3,21 +3,24 @@
 //!
 //! 1. A scenario is one TOML file ([`scenario`]): what the host is made of, what runs on it, what must be seen.
 //! 2. Outside, [`host`] starts QEMU on an initial RAM disk that holds all that is needed ([`image`], [`cpio`],
-//!    [`modules`]), keeps the console and gives up at the scenario's bound.
+//!    [`modules`]) and the guest's [`disks`], keeps the console and gives up at the scenario's bound.
 //! 3. Inside, [`init`] is the host's first process and [`inside`] takes the guest through the scenario's steps ([`steps`]):
-//!    [`owner`] runs the two commands, [`console`] is the client of the guest's serial socket.
+//!    [`owner`] runs the two commands, [`console`] is the client of the guest's serial socket,
+//!    [`net`] of its network.
 //! 4. What was seen is one [`report`]; [`judge`] says what in it is wrong.
 //! 5. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
 
 pub mod alone;
 pub mod console;
 pub mod cpio;
+pub mod disks;
 pub mod host;
 pub mod image;
 pub mod init;
 pub mod inside;
 pub mod judge;
 pub mod modules;
+pub mod net;
 pub mod owner;
 pub mod qemu;
 pub mod report;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -23,6 +23,10 @@ pub struct Machine<'a> {
     pub initrd: &'a Path,
     /// The kernel's command line.
     pub cmdline: &'a str,
+    /// The images of its disks.
+    pub disks: &'a [PathBuf],
+    /// The tap that its network card is on.
+    pub tap: Option<&'a str>,
     /// Where its serial ports go, each as QEMU's `-serial` takes it.
     pub serial: &'a [String],
     /// Its devices, each as QEMU's `-device` takes it.
@@ -71,6 +75,15 @@ impl Machine<'_> {
         }
         for device in self.devices {
             command.args(["-device", device]);
+        }
+        for (index, image) in self.disks.iter().enumerate() {
+            let drive = format!("if=none,id=disk{index},format=raw,file={}", image.display());
+            let device = format!("virtio-blk-pci,drive=disk{index}");
+            command.args(["-drive", &drive, "-device", &device]);
+        }
+        if let Some(tap) = self.tap {
+            let net = format!("tap,id=net0,ifname={tap},script=no,downscript=no");
+            command.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net0"]);
         }
         let one = one_processor()?;
         let begin = move || {

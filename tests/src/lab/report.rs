@@ -1,5 +1,6 @@
 //! What was seen in one run of a scenario.
 
+use super::net::NetReport;
 use guest_init::status::Status;
 use guest_init::stream::StreamStats;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,12 @@ pub struct StepReport {
     pub drift: f64,
     /// The same of the guest's wall clock.
     pub wall_drift: f64,
+    /// The longest time that a request to a disk took, or was out when the step ended.
+    #[serde(default)]
+    pub disk: f64,
+    /// What was seen of the network, if there is one.
+    #[serde(default)]
+    pub net: Option<NetReport>,
     /// The client's connections that ended during the step.
     pub disconnects: u64,
     /// Open descriptors of the process that owns the guest.
@@ -75,6 +82,9 @@ pub struct Report {
     pub messages_after: Vec<String>,
     /// The same, of a run of the same length without a handover; made only if there were any after one.
     pub messages_without: Option<Vec<String>>,
+    /// What is wrong with the file systems on its disks after that.
+    #[serde(default)]
+    pub file_systems: Vec<String>,
     /// Whether the guest ended by powering itself off.
     pub powered_off: bool,
     /// What kept the run from going on, if anything did.

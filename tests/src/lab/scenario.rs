@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::{disks, net};
+
 /// One scenario, as its TOML file has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -70,18 +72,48 @@ pub struct Guest {
     /// MiB of memory that it writes and verifies without end.
     #[serde(default = "pattern_mib")]
     pub pattern_mib: u32,
+    /// Its disks, all of which it puts load on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+    /// Whether it has a network, which is pinged and holds a TCP stream.
+    #[serde(default)]
+    pub net: bool,
+}
+
+/// A disk of the guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Disk {
+    /// Its size in MiB.
+    pub size_mib: u64,
+    /// Whether it has an ext4 file system, mounted all along; otherwise its blocks are used as they are.
+    #[serde(default)]
+    pub ext4: bool,
 }
 
 impl Guest {
     /// The command line that its kernel is booted with.
     pub fn cmdline(&self) -> String {
-        format!(
+        let mut words = format!(
             "console=ttyS0 loglevel=4 panic=-1 reboot=t guest.load={} guest.mem={} guest.console={} {}",
             self.load.join(","),
             self.pattern_mib,
             self.console.name(),
             self.cmdline
-        )
+        );
+        if !self.disks.is_empty() {
+            let named = |(index, disk): (usize, &Disk)| {
+                format!("{}{}", disks::device(index), if disk.ext4 { ":ext4" } else { "" })
+            };
+            let named: Vec<_> = self.disks.iter().enumerate().map(named).collect();
+            words.push_str(" guest.disks=");
+            words.push_str(&named.join(","));
+        }
+        if self.net {
+            words.push_str(" guest.net=");
+            words.push_str(&net::GUEST.to_string());
+        }
+        words
     }
 }
 
@@ -249,11 +281,15 @@ pub struct Margins {
     pub gap_ms: u64,
     /// A guest's clock may differ from the host's by so many milliseconds after a step.
     pub drift_ms: u64,
+    /// A request to a disk may take the downtime reported and so many milliseconds more.
+    pub disk_ms: u64,
+    /// The network may stand still for the downtime reported and so many milliseconds more.
+    pub net_ms: u64,
 }
 
 impl Default for Margins {
     fn default() -> Self {
-        Self { gap_ms: 1500, drift_ms: 250 }
+        Self { gap_ms: 1500, drift_ms: 250, disk_ms: 8000, net_ms: 2000 }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::console::{Console, Reading};
+use super::net::Network;
 use super::report::{Report, StepReport};
 use super::scenario::{Mode, Scenario, Step};
 
@@ -44,7 +45,7 @@ pub trait Machine {
 
 /// Makes all steps; whatever stops them is in the report.
 pub fn run(scenario: &Scenario, machine: &mut dyn Machine, console: &Console) -> Report {
-    let mut run = Run { machine, console, report: Report::default(), messages_before: None };
+    let mut run = Run { machine, console, network: None, report: Report::default(), messages_before: None };
     if let Err(error) = run.all(scenario) {
         run.report.stopped_by = Some(format!("{error:#}"));
     }
@@ -62,6 +63,7 @@ pub fn run(scenario: &Scenario, machine: &mut dyn Machine, console: &Console) ->
 struct Run<'a> {
     machine: &'a mut dyn Machine,
     console: &'a Console,
+    network: Option<Network>,
     report: Report,
     /// How many kernel messages there were when the first handover began.
     messages_before: Option<usize>,
@@ -72,6 +74,9 @@ impl Run<'_> {
         self.boot()?;
         println!("guest is up");
         self.console.start_pinging();
+        if scenario.guest.net {
+            self.network = Some(Network::start()?);
+        }
         for step in scenario.steps.iter().flat_map(|step| step.expand()) {
             let report = self.step(step).with_context(|| format!("step '{step}'"))?;
             println!(
@@ -107,6 +112,9 @@ impl Run<'_> {
         let disconnects = self.console.stats().reconnects;
         self.console.command("GAP RESET")?;
         let before = self.console.status()?;
+        if let Some(network) = &self.network {
+            network.take();
+        }
         let mut paused = Duration::ZERO;
         let handed_over = match step {
             Step::Run(time) => {
@@ -140,6 +148,8 @@ impl Run<'_> {
             late: after.status.timer.late as f64 / 1e6,
             drift: drift(&before, &after, paused, |reading| reading.status.monotonic),
             wall_drift: drift(&before, &after, paused, |reading| reading.status.realtime),
+            disk: after.status.disks.iter().map(|disk| disk.longest as f64 / 1e6).fold(0.0, f64::max),
+            net: self.network.as_ref().map(Network::take),
             disconnects: self.console.stats().reconnects - disconnects,
             descriptors: self.machine.descriptors(),
         };
@@ -189,6 +199,11 @@ impl Run<'_> {
 
     fn power_off(&mut self) -> Result<()> {
         self.console.finish_pinging()?;
+        self.network = None;
+        if self.report.status.as_ref().is_some_and(|status| !status.disks.is_empty()) {
+            self.console.command("FINISH")?;
+            self.report.status = Some(self.console.status()?.status);
+        }
         // The kernel's last word on the console is its own.
         self.take_stats();
         self.console.command("POWEROFF")?;

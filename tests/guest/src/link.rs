@@ -1,0 +1,54 @@
+//! Network interfaces, by the ioctls of netdevice(7).
+
+use std::ffi::c_char;
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
+
+mod ioctl {
+    nix::ioctl_write_ptr_bad!(set_address, libc::SIOCSIFADDR, libc::ifreq);
+    nix::ioctl_write_ptr_bad!(set_netmask, libc::SIOCSIFNETMASK, libc::ifreq);
+    nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+}
+
+/// A request about the interface with the given name; the rest of it is zero.
+pub fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: the structure is plain numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("interface name {name} is too long"),
+        ));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as c_char;
+    }
+    Ok(request)
+}
+
+fn with_address(name: &str, address: Ipv4Addr) -> io::Result<libc::ifreq> {
+    let mut request = request(name)?;
+    let mut data = [0; 14];
+    data[2..6].copy_from_slice(&address.octets());
+    let sa_data = data.map(|byte| byte as c_char);
+    request.ifr_ifru.ifru_addr = libc::sockaddr { sa_family: libc::AF_INET as u16, sa_data };
+    Ok(request)
+}
+
+/// Gives an interface an address in a network of 256 and sets it up.
+pub fn up(name: &str, address: Ipv4Addr) -> io::Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let fd = socket.as_raw_fd();
+    let mut flags = request(name)?;
+    flags.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    let (address, netmask) =
+        (with_address(name, address)?, with_address(name, Ipv4Addr::new(255, 255, 255, 0))?);
+    // SAFETY: the descriptor is open and the requests outlive the calls, which only read them.
+    unsafe {
+        ioctl::set_address(fd, &raw const address)?;
+        ioctl::set_netmask(fd, &raw const netmask)?;
+        ioctl::set_flags(fd, &raw const flags)?;
+    }
+    Ok(())
+}

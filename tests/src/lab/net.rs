@@ -1,0 +1,266 @@
+//! A network with the guest: a tap, a ping every 2 ms, a TCP stream that is checked both ways.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use guest_init::{link, message};
+use nix::sched::{CloneFlags, unshare};
+use serde::{Deserialize, Serialize};
+
+/// The name of the tap.
+pub const TAP: &str = "cpr0";
+/// The guest's address.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const PING_EVERY: Duration = Duration::from_millis(2);
+/// Messages of the TCP stream that are on their way at once.
+const WINDOW: u64 = 16;
+/// The kernel's IPv4 header before an ICMP message that is read.
+const IP_HEADER: usize = 20;
+
+mod ioctl {
+    nix::ioctl_write_ptr_bad!(tap_attach, libc::TUNSETIFF, libc::ifreq);
+    nix::ioctl_write_int_bad!(tap_persist, libc::TUNSETPERSIST);
+}
+
+/// What was seen of the network since it was last asked. Times are in milliseconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct NetReport {
+    /// Answers to pings.
+    pub answers: u64,
+    /// Pings that later ones overtook and that have not come since.
+    pub lost: u64,
+    /// Answers that came after a later one, or again.
+    pub reordered: u64,
+    /// The longest time between two answers, or since the last.
+    pub gap: f64,
+    /// Messages of the TCP stream that came back.
+    pub messages: u64,
+    /// The longest time between two of them, or since the last.
+    pub stream_gap: f64,
+    /// What broke the TCP stream.
+    pub broken: Option<String>,
+}
+
+struct Seen {
+    report: NetReport,
+    next: u64,
+    answered: Instant,
+    echoed: Instant,
+}
+
+/// A network with the guest. It lies in a network namespace of its own, which the calling thread enters for good.
+pub struct Network {
+    seen: Arc<Mutex<Seen>>,
+    stop: Arc<AtomicBool>,
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Enters a network namespace of its own and makes the tap in it, before the guest's machine starts.
+pub fn prepare() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET)
+        .context("entering a network namespace (the lab's networks need root)")?;
+    let tun =
+        OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("opening /dev/net/tun")?;
+    let mut request = link::request(TAP)?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    attach(&tun, &request).with_context(|| format!("making the tap {TAP}"))?;
+    link::up(TAP, HOST).with_context(|| format!("setting up the tap {TAP}"))
+}
+
+fn attach(tun: &File, request: &libc::ifreq) -> Result<()> {
+    // SAFETY: the descriptor is open and the request outlives the call.
+    unsafe {
+        ioctl::tap_attach(tun.as_raw_fd(), std::ptr::from_ref(request))?;
+        ioctl::tap_persist(tun.as_raw_fd(), 1)?;
+    }
+    Ok(())
+}
+
+impl Network {
+    /// Begins pings and the TCP stream with a guest that is up.
+    pub fn start() -> Result<Self> {
+        let now = Instant::now();
+        let seen = Seen { report: NetReport::default(), next: 0, answered: now, echoed: now };
+        let network = Self { seen: Arc::new(Mutex::new(seen)), stop: Arc::new(AtomicBool::new(false)) };
+        let stream = connect()?;
+        network.ping()?;
+        network.stream(stream)?;
+        Ok(network)
+    }
+
+    /// What was seen since this was last asked.
+    pub fn take(&self) -> NetReport {
+        let mut seen = lock(&self.seen);
+        let fresh = NetReport { broken: seen.report.broken.clone(), ..NetReport::default() };
+        let mut report = std::mem::replace(&mut seen.report, fresh);
+        report.gap = report.gap.max(seen.answered.elapsed().as_secs_f64() * 1e3);
+        report.stream_gap = report.stream_gap.max(seen.echoed.elapsed().as_secs_f64() * 1e3);
+        report
+    }
+
+    fn ping(&self) -> Result<()> {
+        // SAFETY: the call takes numbers only; its result is checked before it is owned.
+        let socket =
+            unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_ICMP) };
+        if socket < 0 {
+            return Err(std::io::Error::last_os_error()).context("opening a raw socket");
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        // Sending to and receiving from an address are the same calls for a raw socket.
+        let socket = Arc::new(UdpSocket::from(socket));
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let (out, stop) = (Arc::clone(&socket), Arc::clone(&self.stop));
+        thread::spawn(move || {
+            let mut due = Instant::now();
+            for number in 0.. {
+                if stop.load(SeqCst) {
+                    return;
+                }
+                let _ = out.send_to(&echo_request(number), (GUEST, 0));
+                due += PING_EVERY;
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
+        });
+        let (seen, stop) = (Arc::clone(&self.seen), Arc::clone(&self.stop));
+        thread::spawn(move || {
+            let mut packet = [0; 256];
+            while !stop.load(SeqCst) {
+                let Ok(length) = socket.recv(&mut packet) else { continue };
+                if let Some(number) = packet[..length].get(IP_HEADER..).and_then(echo_reply) {
+                    lock(&seen).answer(number);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn stream(&self, mut out: TcpStream) -> Result<()> {
+        let mut back = out.try_clone()?;
+        let echoed = Arc::new(AtomicU64::new(0));
+        let (count, stop, seen) = (Arc::clone(&echoed), Arc::clone(&self.stop), Arc::clone(&self.seen));
+        thread::spawn(move || {
+            let mut number = 0;
+            while !stop.load(SeqCst) {
+                if number < count.load(SeqCst) + WINDOW {
+                    if let Err(error) = out.write_all(&message::make(number)) {
+                        lock(&seen).broken(&error.to_string());
+                        return;
+                    }
+                    number += 1;
+                } else {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        let (seen, stop) = (Arc::clone(&self.seen), Arc::clone(&self.stop));
+        thread::spawn(move || {
+            let mut buffer = [0; message::LENGTH];
+            for number in 0.. {
+                let read = back.read_exact(&mut buffer).map_err(|error| error.to_string());
+                if stop.load(SeqCst) {
+                    return;
+                }
+                if let Err(wrong) = read.and_then(|()| message::check(&buffer, number)) {
+                    lock(&seen).broken(&wrong);
+                    return;
+                }
+                echoed.store(number + 1, SeqCst);
+                lock(&seen).echo();
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+    }
+}
+
+impl Seen {
+    fn answer(&mut self, number: u64) {
+        self.report.gap = self.report.gap.max(self.answered.elapsed().as_secs_f64() * 1e3);
+        self.answered = Instant::now();
+        self.report.answers += 1;
+        if number < self.next {
+            self.report.reordered += 1;
+            self.report.lost = self.report.lost.saturating_sub(1);
+        } else {
+            self.report.lost += number - self.next;
+            self.next = number + 1;
+        }
+    }
+
+    fn echo(&mut self) {
+        self.report.stream_gap = self.report.stream_gap.max(self.echoed.elapsed().as_secs_f64() * 1e3);
+        self.echoed = Instant::now();
+        self.report.messages += 1;
+    }
+
+    fn broken(&mut self, what: &str) {
+        self.report.broken.get_or_insert_with(|| what.to_owned());
+    }
+}
+
+fn connect() -> Result<TcpStream> {
+    let address = SocketAddr::from((GUEST, message::PORT));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Err(error) if Instant::now() > deadline => {
+                return Err(error).with_context(|| format!("connecting to the guest's {address}"));
+            }
+            Err(_) => thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// An ICMP echo request that carries a number (RFC 792).
+fn echo_request(number: u64) -> [u8; 16] {
+    let mut packet = [0; 16];
+    packet[0] = 8;
+    packet[8..].copy_from_slice(&number.to_be_bytes());
+    let sum: u32 = packet.chunks_exact(2).map(|half| u32::from(u16::from_be_bytes([half[0], half[1]]))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    packet[2..4].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+/// The number that an ICMP echo reply carries.
+fn echo_reply(packet: &[u8]) -> Option<u64> {
+    (packet.first() == Some(&0)).then_some(())?;
+    Some(u64::from_be_bytes(packet.get(8..16)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_and_late_answers_are_counted_apart() {
+        let now = Instant::now();
+        let mut seen = Seen { report: NetReport::default(), next: 0, answered: now, echoed: now };
+        for number in [0, 1, 4, 3, 5] {
+            seen.answer(number);
+        }
+        assert_eq!((seen.report.answers, seen.report.lost, seen.report.reordered), (5, 1, 1));
+    }
+}
