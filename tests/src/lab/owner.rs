@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::disks;
 use super::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL};
 use super::scenario::{Backing, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
@@ -45,6 +46,9 @@ impl Owner {
                 Terminal::Virtio => format!("--device=virtio-serial-pci,console=unix:{}", serial().display()),
             },
         ];
+        let disks = (0..guest.disks.len())
+            .map(|index| format!("--device=virtio-blk-pci,path=/dev/{}", disks::device(index)));
+        arguments.extend(disks);
         arguments.extend(guest.devices.iter().map(|device| format!("--device={device}")));
         let process = load(&arguments, 0)?;
         Ok(Self { process, started: 1 })

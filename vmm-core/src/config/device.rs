@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use crate::devices::pci::SLOTS;
+use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::console::ConsoleConfig;
 use crate::devices::virtio::rng::RngConfig;
 
@@ -17,6 +18,9 @@ pub enum DeviceConfig {
     /// An entropy device.
     #[serde(rename = "virtio-rng-pci")]
     VirtioRng(RngConfig),
+    /// A disk.
+    #[serde(rename = "virtio-blk-pci")]
+    VirtioBlk(BlockConfig),
     /// A console and ports with names.
     #[serde(rename = "virtio-serial-pci")]
     VirtioSerial(ConsoleConfig),
@@ -27,6 +31,7 @@ impl DeviceConfig {
     pub fn driver(&self) -> &'static str {
         match self {
             Self::VirtioRng(_) => "virtio-rng-pci",
+            Self::VirtioBlk(_) => "virtio-blk-pci",
             Self::VirtioSerial(_) => "virtio-serial-pci",
         }
     }
@@ -35,6 +40,7 @@ impl DeviceConfig {
     pub fn id(&self) -> Option<&str> {
         match self {
             Self::VirtioRng(config) => config.id.as_deref(),
+            Self::VirtioBlk(config) => config.id.as_deref(),
             Self::VirtioSerial(config) => config.id.as_deref(),
         }
     }
@@ -43,6 +49,7 @@ impl DeviceConfig {
     pub fn addr(&self) -> Option<u8> {
         match self {
             Self::VirtioRng(config) => config.addr,
+            Self::VirtioBlk(config) => config.addr,
             Self::VirtioSerial(config) => config.addr,
         }
     }
@@ -50,6 +57,7 @@ impl DeviceConfig {
     fn place(&mut self) -> (&mut Option<String>, &mut Option<u8>) {
         match self {
             Self::VirtioRng(config) => (&mut config.id, &mut config.addr),
+            Self::VirtioBlk(config) => (&mut config.id, &mut config.addr),
             Self::VirtioSerial(config) => (&mut config.id, &mut config.addr),
         }
     }
@@ -61,6 +69,9 @@ impl FromStr for DeviceConfig {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refused =
             |expected: String| ConfigError::Value { key: "device".into(), value: text.into(), expected };
+        if text.split(',').next() == Some("virtio-blk-pci") {
+            return Ok(Self::VirtioBlk(text.parse()?));
+        }
         let mut words = text.split(',');
         let mut table = toml::Table::new();
         table.insert("driver".into(), words.next().unwrap_or_default().into());
@@ -122,6 +133,9 @@ pub(super) fn validate(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
     }
     let (mut ids, mut slots) = (BTreeSet::new(), BTreeSet::new());
     for device in devices {
+        if let DeviceConfig::VirtioBlk(config) = device {
+            config.validate()?;
+        }
         if let DeviceConfig::VirtioSerial(config) = device {
             config
                 .validate()

@@ -7,6 +7,7 @@ use crate::cpr::fds::FdTable;
 use crate::devices::DeviceError;
 use crate::devices::chardev::Chardev;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
 
@@ -54,6 +55,10 @@ impl Source<'_> {
         };
         let made = match device {
             DeviceConfig::VirtioRng(_) => Arc::new(Rng::new(id)?) as Arc<dyn VirtioDevice>,
+            DeviceConfig::VirtioBlk(config) => Arc::new(match self {
+                Self::Kept(fds) => Block::adopt(id, config, fds)?,
+                Self::New | Self::Reopened => Block::open(id, config)?,
+            }),
             DeviceConfig::VirtioSerial(config) => {
                 let port = |(number, name, chardev): (u32, Option<&str>, &ChardevConfig)| {
                     let chardev = self.chardev(&format!("{id}.{number}"), chardev)?;

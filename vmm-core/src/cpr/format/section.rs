@@ -47,6 +47,8 @@ pub enum SectionKind {
     Msix = 18,
     /// The virtio transport of a PCI function; the instance is its slot.
     Virtio = 19,
+    /// The image of a virtio disk; the instance is its slot.
+    VirtioBlock = 20,
     /// The ports of a virtio console; the instance is its slot.
     VirtioConsole = 24,
     /// The last section, empty.
@@ -74,6 +76,7 @@ impl SectionKind {
         Self::PciConfig,
         Self::Msix,
         Self::Virtio,
+        Self::VirtioBlock,
         Self::VirtioConsole,
         Self::End,
     ];
@@ -104,6 +107,7 @@ impl SectionKind {
             Self::PciConfig => "pci-config",
             Self::Msix => "msix",
             Self::Virtio => "virtio",
+            Self::VirtioBlock => "virtio-block",
             Self::VirtioConsole => "virtio-console",
             Self::End => "end",
         }

@@ -9,6 +9,7 @@ use super::section::{Section, SectionId, SectionKind};
 use super::table::{END_VERSION, ENTRY_LEN, RawEntry};
 use super::versions::{SectionVersions, Versions};
 use super::{FormatError, MAX_SECTIONS, MAX_STATE};
+use crate::cpr::Mode;
 
 /// Gathers sections, and gives the bytes.
 #[derive(Debug)]
@@ -24,6 +25,11 @@ impl StateWriter {
     /// Begins state that the present build will read.
     pub fn new(info: HeaderInfo) -> Self {
         Self { info, reader: None, seen: BTreeSet::new(), sections: Vec::new(), payloads: Vec::new() }
+    }
+
+    /// The mode that it is written for.
+    pub fn mode(&self) -> Mode {
+        self.info.mode
     }
 
     /// Writes each section in the newest version that a peer reads too.

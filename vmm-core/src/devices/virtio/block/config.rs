@@ -23,6 +23,12 @@ pub const MAX_SERIAL: usize = 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BlockConfig {
+    /// Its id in the machine; made from driver and slot when not given.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// Its PCI slot, 1 to 31; the lowest free one when not given.
+    #[serde(default)]
+    pub addr: Option<u8>,
     /// A raw image file or a block device.
     pub path: PathBuf,
     /// Whether the guest may only read.
@@ -109,6 +115,8 @@ impl FromStr for BlockConfig {
             ConfigError::Conflict(format!("{DRIVER}: path=… is missing: a raw image file or a block device"))
         })?;
         let config = Self {
+            id: options.take("id"),
+            addr: options.take_parsed("addr", "a PCI slot from 1 to 31")?,
             path: path.into(),
             readonly: options.take_switch("readonly", false)?,
             direct: options.take_switch("direct", false)?,
@@ -116,7 +124,7 @@ impl FromStr for BlockConfig {
             queues: options.take_parsed("queues", &format!("1 to {MAX_QUEUES}"))?.unwrap_or_else(one),
             aio: options.take_parsed("aio", "io_uring or threads")?,
         };
-        options.finish("path, readonly, direct, serial, queues and aio")?;
+        options.finish("id, addr, path, readonly, direct, serial, queues and aio")?;
         config.validate()?;
         Ok(config)
     }
@@ -131,6 +139,8 @@ mod tests {
         let text = "virtio-blk-pci,path=/vm/a,,b.img,readonly=on,direct=on,serial=WD-1,queues=4,aio=threads";
         let disk: BlockConfig = text.parse().unwrap();
         let expected = BlockConfig {
+            id: None,
+            addr: None,
             path: "/vm/a,b.img".into(),
             readonly: true,
             direct: true,
