@@ -96,7 +96,7 @@ impl Ram {
     pub fn wait_for_heartbeat(&self, vcpus: u64) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_mins(1);
         while self.online() < vcpus {
-            ensure!(Instant::now() < deadline, "{} of {vcpus} vCPUs came up in 20 s", self.online());
+            ensure!(Instant::now() < deadline, "{} of {vcpus} vCPUs came up in a minute", self.online());
             std::thread::sleep(Duration::from_millis(1));
         }
         self.wait_for("its count", vcpus, 100, Self::count)
