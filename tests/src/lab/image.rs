@@ -82,7 +82,7 @@ fn modules_of(guest: &Guest, always: &[&'static str]) -> Vec<&'static str> {
     if !guest.disks.is_empty() {
         names.extend(DISK_MODULES);
     }
-    if guest.net {
+    if guest.net.is_some() {
         names.extend(NET_MODULES);
     }
     names

@@ -20,7 +20,7 @@ pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
             let first = net.first.as_deref().unwrap_or("unknown");
             wrong.push(format!("the guest's network failed {} times, first: {first}", net.errors));
         }
-        if scenario.guest.net && status.net.as_ref().is_none_or(|net| net.passes == 0) {
+        if scenario.guest.net.is_some() && status.net.as_ref().is_none_or(|net| net.passes == 0) {
             wrong.push("the guest answered no message of the TCP stream".into());
         }
         judge_disks(status, report.powered_off, scenario, &mut wrong);

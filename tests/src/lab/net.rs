@@ -14,6 +14,8 @@ use guest_init::{link, message};
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
+use super::scenario::Net;
+
 /// The name of the tap.
 pub const TAP: &str = "cpr0";
 /// The guest's address.
@@ -67,13 +69,14 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 }
 
 /// Enters a network namespace of its own and makes the tap in it, before the guest's machine starts.
-pub fn prepare() -> Result<()> {
+pub fn prepare(net: &Net) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET)
         .context("entering a network namespace (the lab's networks need root)")?;
     let tun =
         OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("opening /dev/net/tun")?;
     let mut request = link::request(TAP)?;
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    let several = if net.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as i16;
     attach(&tun, &request).with_context(|| format!("making the tap {TAP}"))?;
     link::up(TAP, HOST).with_context(|| format!("setting up the tap {TAP}"))
 }

@@ -75,9 +75,24 @@ pub struct Guest {
     /// Its disks, all of which it puts load on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
-    /// Whether it has a network, which is pinged and holds a TCP stream.
-    #[serde(default)]
-    pub net: bool,
+    /// Its network, if it has one, which is pinged and holds a TCP stream.
+    pub net: Option<Net>,
+}
+
+/// A network of the guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Net {
+    /// Pairs of queues.
+    pub queues: u16,
+    /// Whether the host's kernel moves the packets.
+    pub vhost: bool,
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Self { queues: 1, vhost: false }
+    }
 }
 
 /// A disk of the guest.
@@ -109,7 +124,7 @@ impl Guest {
             words.push_str(" guest.disks=");
             words.push_str(&named.join(","));
         }
-        if self.net {
+        if self.net.is_some() {
             words.push_str(" guest.net=");
             words.push_str(&net::GUEST.to_string());
         }

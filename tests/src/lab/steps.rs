@@ -74,7 +74,7 @@ impl Run<'_> {
         self.boot()?;
         println!("guest is up");
         self.console.start_pinging();
-        if scenario.guest.net {
+        if scenario.guest.net.is_some() {
             self.network = Some(Network::start()?);
         }
         for step in scenario.steps.iter().flat_map(|step| step.expand()) {

@@ -9,6 +9,7 @@ use crate::devices::chardev::Chardev;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
+use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 
 /// Where what a device is on comes from.
@@ -58,6 +59,11 @@ impl Source<'_> {
             DeviceConfig::VirtioBlk(config) => Arc::new(match self {
                 Self::Kept(fds) => Block::adopt(id, config, fds)?,
                 Self::New | Self::Reopened => Block::open(id, config)?,
+            }),
+            DeviceConfig::VirtioNet(config) => Arc::new(match self {
+                Self::New => Net::open(id, config, false)?,
+                Self::Kept(fds) => Net::adopt(id, config, fds)?,
+                Self::Reopened => Net::open(id, config, true)?,
             }),
             DeviceConfig::VirtioSerial(config) => {
                 let port = |(number, name, chardev): (u32, Option<&str>, &ChardevConfig)| {

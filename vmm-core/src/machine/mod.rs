@@ -360,6 +360,7 @@ pub fn readable_versions() -> Versions {
         .with::<crate::devices::pci::MsixState>()
         .with::<crate::devices::virtio::VirtioState>()
         .with::<crate::devices::virtio::block::BlockState>()
+        .with::<crate::devices::virtio::net::NetState>()
         .with::<crate::devices::virtio::console::ConsoleState>()
         .with::<crate::cpr::exec::state::Journey>()
         .with::<crate::cpr::reboot::stamp::RamStamp>()
