@@ -51,7 +51,8 @@ impl Owner {
         arguments.extend(disks);
         arguments.extend(guest.net.iter().map(|net| {
             let vhost = if net.vhost { ",vhost=on" } else { "" };
-            format!("--device=virtio-net-pci,tap={},queues={}{vhost}", net::TAP, net.queues)
+            let mac = net::MAC.map(|byte| format!("{byte:02x}")).join(":");
+            format!("--device=virtio-net-pci,tap={},mac={mac},queues={}{vhost}", net::TAP, net.queues)
         }));
         arguments.extend(guest.devices.iter().map(|device| format!("--device={device}")));
         let process = load(&arguments, 0)?;
