@@ -21,6 +21,7 @@ pub mod options;
 mod queue;
 pub mod rng;
 mod transport;
+pub mod vhost;
 mod worker;
 
 pub use self::device::{DeviceKind, Run, VirtioDevice};
