@@ -10,6 +10,7 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
 
 /// Where what a device is on comes from.
 #[derive(Debug)]
@@ -58,6 +59,10 @@ impl Source<'_> {
             DeviceConfig::VirtioBlk(config) => Arc::new(match self {
                 Self::Kept(fds) => Block::adopt(id, config, fds)?,
                 Self::New | Self::Reopened => Block::open(id, config)?,
+            }),
+            DeviceConfig::VhostVsock(config) => Arc::new(match self {
+                Self::Kept(fds) => Vsock::adopt(id, config, fds)?,
+                Self::New | Self::Reopened => Vsock::open(id, config)?,
             }),
             DeviceConfig::VirtioSerial(config) => {
                 let port = |(number, name, chardev): (u32, Option<&str>, &ChardevConfig)| {

@@ -22,6 +22,7 @@ mod queue;
 pub mod rng;
 mod transport;
 pub mod vhost;
+pub mod vsock;
 mod worker;
 
 pub use self::device::{DeviceKind, Run, VirtioDevice};

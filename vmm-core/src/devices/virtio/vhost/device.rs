@@ -18,6 +18,8 @@ use crate::devices::virtio::{ActiveQueue, Run};
 /// Rings of a vhost device.
 pub const RINGS: usize = 2;
 
+/// What every driver is offered of rings: indirect descriptors, event index, virtio 1.
+const NEEDED: u64 = 1 << 28 | 1 << 29 | 1 << 32;
 /// For an owner that has ended, or is ending, to let go.
 const LET_GO: Duration = Duration::from_millis(500);
 /// Between two looks whether it has.
@@ -75,6 +77,10 @@ impl Vhost {
         let fd = VhostFd(fd);
         let features =
             fd.features().map_err(DeviceError::io(id, format!("asking {} what it can", node.path())))?;
+        if features & NEEDED != NEEDED {
+            let found = format!("{} with features {features:#x}", node.path());
+            return Err(DeviceError::impossible(id)((found, format!("{NEEDED:#x} among them"))));
+        }
         Ok(Self { id: id.to_owned(), node, fd, features, calls: Calls::start(id)?, inner: Mutex::default() })
     }
 
