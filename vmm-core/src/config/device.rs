@@ -11,6 +11,7 @@ use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::console::ConsoleConfig;
 use crate::devices::virtio::net::{Mac, NetConfig};
 use crate::devices::virtio::rng::RngConfig;
+use crate::devices::virtio::vsock::VsockConfig;
 
 /// A device on the PCI bus. Written `DRIVER[,id=ID][,addr=SLOT]…` on the command line, `[[device]]` with `driver` in TOML.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub enum DeviceConfig {
     /// A console and ports with names.
     #[serde(rename = "virtio-serial-pci")]
     VirtioSerial(ConsoleConfig),
+    /// Sockets between guest and host.
+    #[serde(rename = "vhost-vsock-pci")]
+    VhostVsock(VsockConfig),
 }
 
 impl DeviceConfig {
@@ -38,6 +42,7 @@ impl DeviceConfig {
             Self::VirtioBlk(_) => "virtio-blk-pci",
             Self::VirtioNet(_) => "virtio-net-pci",
             Self::VirtioSerial(_) => "virtio-serial-pci",
+            Self::VhostVsock(_) => "vhost-vsock-pci",
         }
     }
 
@@ -48,6 +53,7 @@ impl DeviceConfig {
             Self::VirtioBlk(config) => config.id.as_deref(),
             Self::VirtioNet(config) => config.id.as_deref(),
             Self::VirtioSerial(config) => config.id.as_deref(),
+            Self::VhostVsock(config) => config.id.as_deref(),
         }
     }
 
@@ -58,6 +64,7 @@ impl DeviceConfig {
             Self::VirtioBlk(config) => config.addr,
             Self::VirtioNet(config) => config.addr,
             Self::VirtioSerial(config) => config.addr,
+            Self::VhostVsock(config) => config.addr,
         }
     }
 
@@ -67,6 +74,7 @@ impl DeviceConfig {
             Self::VirtioBlk(config) => (&mut config.id, &mut config.addr),
             Self::VirtioNet(config) => (&mut config.id, &mut config.addr),
             Self::VirtioSerial(config) => (&mut config.id, &mut config.addr),
+            Self::VhostVsock(config) => (&mut config.id, &mut config.addr),
         }
     }
 }
@@ -157,6 +165,11 @@ pub(super) fn validate(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
             config
                 .validate()
                 .or_else(|why| refused("virtio-serial-pci", why, "ports that a guest can use"))?;
+        }
+        if let DeviceConfig::VhostVsock(config) = device {
+            config
+                .validate()
+                .or_else(|why| refused("vhost-vsock-pci", why, "an address that a guest can have"))?;
         }
         if let Some(id) = device.id() {
             let well_formed = (1..=64).contains(&id.len())

@@ -11,6 +11,7 @@ use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
 
 /// Where what a device is on comes from.
 #[derive(Debug)]
@@ -64,6 +65,10 @@ impl Source<'_> {
                 Self::New => Net::open(id, config, false)?,
                 Self::Kept(fds) => Net::adopt(id, config, fds)?,
                 Self::Reopened => Net::open(id, config, true)?,
+            }),
+            DeviceConfig::VhostVsock(config) => Arc::new(match self {
+                Self::Kept(fds) => Vsock::adopt(id, config, fds)?,
+                Self::New | Self::Reopened => Vsock::open(id, config)?,
             }),
             DeviceConfig::VirtioSerial(config) => {
                 let port = |(number, name, chardev): (u32, Option<&str>, &ChardevConfig)| {

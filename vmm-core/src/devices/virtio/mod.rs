@@ -23,6 +23,8 @@ pub mod options;
 mod queue;
 pub mod rng;
 mod transport;
+pub mod vhost;
+pub mod vsock;
 mod worker;
 
 pub use self::device::{DeviceKind, Run, VirtioDevice};

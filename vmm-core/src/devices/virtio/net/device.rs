@@ -12,10 +12,12 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
 };
 
+use vm_memory::GuestMemoryMmap;
+
 use super::config::NetConfig;
 use super::control::Control;
 use super::mac::Mac;
-use super::pair::Pair;
+use super::mover::Mover;
 use super::state::NetState;
 use super::tap::{Tap, offloads};
 use crate::cpr::Mode;
@@ -58,14 +60,14 @@ pub struct Net {
     /// The tap was opened again for a guest that has lived on it before.
     reopened: bool,
     sizes: Vec<u16>,
-    pairs: Vec<Worker>,
+    pairs: Vec<Mover>,
     control: Worker,
     run: Mutex<Option<Started>>,
 }
 
 /// What it was started with.
 struct Started {
-    memory: Arc<vm_memory::GuestMemoryMmap>,
+    memory: Arc<GuestMemoryMmap>,
     features: u64,
 }
 
@@ -137,7 +139,7 @@ impl Net {
             pairs: AtomicU16::new(1),
             announce: AtomicBool::new(false),
         });
-        let pair = |number| Worker::spawn(id, Pair::new(Arc::clone(&shared), number));
+        let pair = |number| Mover::new(&shared, number, config.vhost);
         let pairs = (0..config.queues).map(pair).collect::<Result<Vec<_>, _>>()?;
         let mut sizes = vec![QUEUE_SIZE; 2 * pairs.len()];
         sizes.push(CONTROL_SIZE);
@@ -150,21 +152,31 @@ impl Net {
         self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The threads with the queues that are theirs.
-    fn deal(&self, features: u64, queues: Vec<ActiveQueue>) -> Vec<(&Worker, Vec<ActiveQueue>)> {
+    /// Has each pair and the control queue's thread begin with the queues that are theirs, if there are any.
+    fn deal(
+        &self,
+        memory: &Arc<GuestMemoryMmap>,
+        features: u64,
+        mut queues: Vec<ActiveQueue>,
+    ) -> Result<(), DeviceError> {
         // Without several pairs the control queue comes after the first, however many there could be.
         let several = features & 1 << VIRTIO_NET_F_MQ != 0;
         let control = if several { 2 * self.pairs.len() as u16 } else { 2 };
-        let mut dealt: Vec<_> =
-            self.pairs.iter().chain([&self.control]).map(|worker| (worker, Vec::new())).collect();
-        for queue in queues {
-            let pair = usize::from(queue.index / 2);
-            let whose = if queue.index == control { dealt.last_mut() } else { dealt.get_mut(pair) };
-            if let Some((_, queues)) = whose {
-                queues.push(queue);
+        let mut take = |of: &dyn Fn(u16) -> bool| {
+            let queues: Vec<_> = queues.extract_if(.., |queue| of(queue.index)).collect();
+            Run { memory: Arc::clone(memory), features, queues }
+        };
+        let run = take(&|index| index == control);
+        if !run.queues.is_empty() {
+            self.control.start(run);
+        }
+        for (number, pair) in self.pairs.iter().enumerate() {
+            let run = take(&|index| usize::from(index / 2) == number);
+            if !run.queues.is_empty() {
+                pair.start(&self.shared, number, run)?;
             }
         }
-        dealt
+        Ok(())
     }
 }
 
@@ -179,7 +191,10 @@ impl VirtioDevice for Net {
 
     fn features(&self) -> u64 {
         let offered = FEATURES.iter().filter(|bit| **bit != VIRTIO_NET_F_MQ || self.pairs.len() > 1);
-        offered.fold(0, |features, bit| features | 1 << bit)
+        // Of what it can do, only merging buffers is for whoever moves the packets; the rest is for the tap or for us.
+        let movers = self.pairs.iter().fold(u64::MAX, |features, pair| features & pair.features());
+        let lacking = !movers & 1 << VIRTIO_NET_F_MRG_RXBUF;
+        offered.fold(0, |features, bit| features | 1 << bit) & !lacking
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -206,26 +221,22 @@ impl VirtioDevice for Net {
             tracing::warn!("{}: {error}", self.shared.id);
         }
         self.shared.use_pairs(self.shared.pairs.load(Ordering::SeqCst));
-        for (worker, queues) in self.deal(features, queues) {
-            worker.start(Run { memory: Arc::clone(&memory), features, queues });
-        }
+        let started = self.deal(&memory, features, queues);
         *self.run() = Some(Started { memory, features });
-        Ok(())
+        started
     }
 
     fn stop(&self, deadline: Instant) -> Result<Vec<ActiveQueue>, DeviceError> {
         let run = self.run();
         let mut stopped = Vec::new();
-        for worker in self.pairs.iter().chain([&self.control]) {
-            match (worker.stop(deadline), &*run) {
+        let stops = self.pairs.iter().map(|pair| pair.stop(deadline));
+        for result in stops.chain(std::iter::once_with(|| self.control.stop(deadline))) {
+            match (result, &*run) {
                 (Ok(queues), _) => stopped.extend(queues),
                 (Err(error), None) => return Err(error),
                 (Err(error), Some(Started { memory, features })) => {
                     // Those that have stopped already go on.
-                    let dealt = self.deal(*features, stopped).into_iter();
-                    for (worker, queues) in dealt.filter(|(_, queues)| !queues.is_empty()) {
-                        worker.start(Run { memory: Arc::clone(memory), features: *features, queues });
-                    }
+                    self.deal(memory, *features, stopped)?;
                     return Err(error);
                 }
             }

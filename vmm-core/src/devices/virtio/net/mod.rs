@@ -6,6 +6,7 @@
 //! 3. What the tap does not take or does not have is never waited for.
 //! 4. Nothing about a tap that a guest is using is changed by taking its descriptors over.
 //!
+//! `mover.rs` is who moves a pair's packets,
 //! `config.rs` is what a network device is made of, `device.rs` the device, `pair.rs` the thread of a pair of queues with
 //! `receive.rs` and `transmit.rs`, `control.rs` the control queue, `state.rs` the wire form, `tap.rs` the tap, `mac.rs`
 //! addresses, `announce.rs` what tells the network where a guest is.
@@ -15,6 +16,7 @@ mod config;
 mod control;
 mod device;
 mod mac;
+mod mover;
 mod pair;
 mod receive;
 mod state;

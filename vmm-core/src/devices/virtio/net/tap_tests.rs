@@ -248,6 +248,7 @@ fn a_given_descriptor_is_checked_and_taken() {
         let given = raw("t0", IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).into_raw_fd();
         let tap = Tap::from_given(&[given]).unwrap();
         assert_eq!(tap.name(), "t0");
+        up();
         UdpSocket::bind("192.0.2.1:0").unwrap().send_to(b"hello", "192.0.2.2:9").unwrap();
         packet(&tap, is_udp);
     });
