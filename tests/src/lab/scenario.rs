@@ -304,7 +304,7 @@ pub struct Margins {
 
 impl Default for Margins {
     fn default() -> Self {
-        Self { gap_ms: 1500, drift_ms: 250, disk_ms: 8000, net_ms: 2000 }
+        Self { gap_ms: 1500, drift_ms: 250, disk_ms: 20_000, net_ms: 2000 }
     }
 }
 
