@@ -11,8 +11,9 @@ use super::scenario::{Margins, Mode, Scenario, Step};
 /// Everything in a report that is not as the scenario wants it, each in one sentence. Empty: passed.
 pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
     let mut wrong = Vec::new();
-    for step in &report.steps {
-        judge_step(step, scenario.margins, &mut wrong);
+    let before = std::iter::once(0.0).chain(report.steps.iter().map(stands));
+    for (step, before) in report.steps.iter().zip(before) {
+        judge_step(step, before, scenario.margins, &mut wrong);
     }
     if let Some(status) = &report.status {
         judge_status(status, scenario, &mut wrong);
@@ -78,15 +79,24 @@ fn class(message: &str) -> &str {
     message.split(':').next().unwrap_or_default()
 }
 
-fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
-    let name = &step.step;
-    let reboot = name.ends_with(&Mode::Reboot.to_string());
+/// For how long a guest stands in a step, in milliseconds. In a reboot that is as long as the operator takes to start the
+/// new process.
+fn stands(step: &StepReport) -> f64 {
+    let handed_over = if is_reboot(step) { step.total } else { step.downtime };
+    handed_over.unwrap_or(0.0) + step.paused
+}
+
+fn is_reboot(step: &StepReport) -> bool {
+    step.step.ends_with(&Mode::Reboot.to_string())
+}
+
+/// `before`: for how long the guest stood in the step before.
+fn judge_step(step: &StepReport, before: f64, margins: Margins, wrong: &mut Vec<String>) {
+    let (name, reboot, stands) = (&step.step, is_reboot(step), stands(step));
     if step.total.is_some() && step.paused == 0.0 && step.downtime.is_none() && !reboot {
         wrong.push(format!("{name}: no downtime was reported"));
     }
-    // In a reboot the guest stands for as long as the operator takes to start the new process.
-    let stands = if reboot { step.total } else { step.downtime };
-    let allowed = stands.unwrap_or(0.0) + step.paused + margins.gap_ms as f64;
+    let allowed = stands + margins.gap_ms as f64;
     if step.gap() > allowed {
         wrong.push(format!(
             "{name}: a heartbeat was missed for {:.0} ms, allowed are {allowed:.0} ms",
@@ -101,7 +111,7 @@ fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
             wrong.push(format!("{name}: the guest's {clock} clock went {drift:+.0} ms against the host's"));
         }
     }
-    let disk_allowed = stands.unwrap_or(0.0) + step.paused + margins.disk_ms as f64;
+    let disk_allowed = stands + margins.disk_ms as f64;
     if step.disk > disk_allowed {
         wrong.push(format!(
             "{name}: a request to a disk took {:.0} ms, allowed are {disk_allowed:.0} ms",
@@ -109,7 +119,7 @@ fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
         ));
     }
     if let Some(net) = &step.net {
-        judge_net(name, net, stands.unwrap_or(0.0), step.paused, margins, wrong);
+        judge_net(name, net, stands, before, margins, wrong);
     }
     if step.disconnects != 0 && !reboot {
         wrong.push(format!("{name}: the serial client lost its connection"));
@@ -160,17 +170,17 @@ fn judge_status(status: &Status, scenario: &Scenario, wrong: &mut Vec<String>) {
 fn judge_net(
     name: &str,
     net: &NetReport,
-    stands: f64,
-    paused: f64,
+    still: f64,
+    before: f64,
     margins: Margins,
     wrong: &mut Vec<String>,
 ) {
-    let still = stands + paused;
-    // TCP waits twice as long before each time that it sends again, so it may notice late that the guest is back.
+    // TCP waits twice as long before each time that it sends again, so it may notice late that the guest is back: in the
+    // next step, perhaps.
     for (what, gap, times) in
         [("answer to a ping", net.gap, 1.0), ("message of the TCP stream", net.stream_gap, 2.0)]
     {
-        let allowed = still * times + margins.net_ms as f64;
+        let allowed = still.max(before) * times + margins.net_ms as f64;
         if gap > allowed {
             wrong.push(format!("{name}: no {what} came for {gap:.0} ms, allowed are {allowed:.0} ms"));
         }
@@ -294,7 +304,7 @@ mod tests {
             ("pings were lost", |r| r.steps[0].net.as_mut().unwrap().lost = 9),
             ("out of order", |r| r.steps[0].net.as_mut().unwrap().reordered = 1),
             ("TCP stream broke", |r| r.steps[0].net.as_mut().unwrap().broken = Some("x".into())),
-            ("a request to a disk took 9000 ms", |r| r.steps[0].disk = 9000.0),
+            ("a request to a disk took 29000 ms", |r| r.steps[0].disk = 29000.0),
             ("a file system is not whole", |r| r.file_systems.push("e2fsck".into())),
             ("disk vda failed the guest", |r| r.status.as_mut().unwrap().disks[0].errors = 1),
             ("0 flushes", |r| r.status.as_mut().unwrap().disks[0].syncs = 0),
