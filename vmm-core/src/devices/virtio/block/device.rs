@@ -10,8 +10,8 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 
 use super::config::BlockConfig;
-use super::engine;
-use super::image::Image;
+use super::engine::{self, Engine};
+use super::image::{Backing, Image};
 use super::queue::{QueueThread, Work};
 use super::request::Limits;
 use super::state::BlockState;
@@ -58,8 +58,20 @@ impl Block {
     }
 
     fn on(id: &str, config: &BlockConfig, image: Image, adopted: bool) -> Result<Self, DeviceError> {
-        let queue = |_| {
-            let engine = engine::open(image.backing(), config.aio, QUEUE_SIZE);
+        let engine = |_, backing: &Backing| engine::open(backing, config.aio, QUEUE_SIZE);
+        Self::with(id, config, image, adopted, engine)
+    }
+
+    /// With an engine of the caller's for each queue.
+    fn with(
+        id: &str,
+        config: &BlockConfig,
+        image: Image,
+        adopted: bool,
+        engine: impl Fn(u16, &Backing) -> io::Result<Box<dyn Engine>>,
+    ) -> Result<Self, DeviceError> {
+        let queue = |index| {
+            let engine = engine(index, image.backing());
             QueueThread::spawn(id, engine.map_err(DeviceError::io(id, "preparing its I/O"))?)
         };
         let queues = (0..config.queues).map(queue).collect::<Result<Vec<_>, _>>()?;
@@ -206,3 +218,7 @@ impl VirtioDevice for Block {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "device_tests.rs"]
+mod tests;
