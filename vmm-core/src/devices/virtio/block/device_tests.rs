@@ -1,7 +1,7 @@
 //! The device with a driver at its queues.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -228,7 +228,7 @@ impl Engine for Stalled {
 fn image() -> (tempfile::TempDir, BlockConfig) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.img");
-    std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
     let config = toml::from_str(&format!("path = {path:?}\nqueues = 2")).unwrap();
     (directory, config)
 }
@@ -433,18 +433,31 @@ fn nothing_travels_over_a_reboot() {
     assert_eq!(fds.iter().count(), 0);
 }
 
-fn touch(path: &Path) {
-    std::fs::OpenOptions::new().append(true).open(path).unwrap().set_len(2 << 20).unwrap();
-}
-
 #[test]
-fn an_image_that_grew_is_refused_when_it_is_opened_again() {
+fn an_image_that_grew_is_refused_when_it_is_opened_again_unless_that_is_insisted_on() {
     let (_directory, config) = image();
     let device = open(&config);
     let state = saved(&device, Mode::CprReboot);
     drop(device);
     load(&open(&config), &state).unwrap();
-    touch(&config.path);
+    File::options().append(true).open(&config.path).unwrap().set_len(2 << 20).unwrap();
     let message = load(&open(&config), &state).unwrap_err().to_string();
-    assert!(message.contains("disk0") && message.contains("size was 1048576 bytes"), "{message}");
+    for named in ["disk0: ", "size was 1048576 bytes and is 2097152 bytes", "--set disk0.changed=accept"] {
+        assert!(message.contains(named), "{message}");
+    }
+    load(&open(&BlockConfig { accept_changed: true, ..config }), &state).unwrap();
+}
+
+#[test]
+fn another_image_in_its_place_is_refused_and_the_old_one_is_taken_from_elsewhere() {
+    let (directory, config) = image();
+    let device = open(&config);
+    let state = saved(&device, Mode::CprReboot);
+    drop(device);
+    let elsewhere = directory.path().join("moved.img");
+    std::fs::rename(&config.path, &elsewhere).unwrap();
+    File::create(&config.path).unwrap().set_len(1 << 20).unwrap();
+    let message = load(&open(&config), &state).unwrap_err().to_string();
+    assert!(message.contains("inode was") && message.contains("--set disk0.path=PATH"), "{message}");
+    load(&open(&BlockConfig { path: elsewhere, ..config }), &state).unwrap();
 }
