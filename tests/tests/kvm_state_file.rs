@@ -14,6 +14,7 @@ cpr_tests::tests!(
     a_file_whose_ram_is_another_guests_is_refused,
     a_file_whose_ram_was_never_a_guests_is_refused,
     a_file_is_not_loaded_a_second_time_over_ram_that_went_on,
+    an_image_that_was_changed_is_refused_until_that_is_insisted_on,
     a_damaged_or_truncated_file_is_refused_and_changes_nothing,
     check_and_inspect_say_what_a_file_is_without_touching_it,
 );
@@ -26,7 +27,11 @@ struct Saved<'h> {
 
 impl<'h> Saved<'h> {
     fn new(host: &'h Host) -> anyhow::Result<Self> {
-        let mut vm = Vm::boot(host, Spec::new(Guest::patterns(Mode::Long), 2))?;
+        Self::with(host, Vec::new())
+    }
+
+    fn with(host: &'h Host, devices: Vec<String>) -> anyhow::Result<Self> {
+        let mut vm = Vm::boot(host, Spec { devices, ..Spec::new(Guest::patterns(Mode::Long), 2) })?;
         let file = host.fresh("state");
         vm.save("reboot", &["--to", &format!("file:{}", file.display())])?.must_be(0)?;
         vm.process.wait(std::time::Duration::from_mins(1)).context("the source")?;
@@ -38,8 +43,13 @@ impl<'h> Saved<'h> {
     }
 
     /// Loads it and expects it to go on.
-    fn goes_on(mut self, host: &'h Host) -> anyhow::Result<Vm<'h>> {
-        self.vm.process = host.load(["resume", "--from", &format!("file:{}", self.file.display())])?;
+    fn goes_on(self, host: &'h Host) -> anyhow::Result<Vm<'h>> {
+        self.goes_on_with(host, &[])
+    }
+
+    fn goes_on_with(mut self, host: &'h Host, more: &[&str]) -> anyhow::Result<Vm<'h>> {
+        let from = format!("file:{}", self.file.display());
+        self.vm.process = host.load(["resume", "--from", &from].iter().chain(more))?;
         self.vm.becomes("running")?;
         self.vm.goes_on()?;
         Ok(self.vm)
@@ -94,6 +104,19 @@ fn a_file_is_not_loaded_a_second_time_over_ram_that_went_on() -> anyhow::Result<
     vm.goes_on()?;
     drop(vm);
     refused(&host, &kept, &[], "loaded already").context("after its guest has gone")
+}
+
+fn an_image_that_was_changed_is_refused_until_that_is_insisted_on() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let image = host.fresh("image");
+    std::fs::write(&image, [1; 8192]).context("making an image")?;
+    let saved = Saved::with(&host, vec![format!("virtio-blk-pci,id=disk0,path={}", image.display())])?;
+    std::fs::write(&image, [2; 4096]).context("changing the image")?;
+    for says in ["disk0", "size was 8192 bytes and is 4096 bytes", "--set disk0.changed=accept"] {
+        refused(&host, &saved.file, &[], says)?;
+    }
+    saved.vm.stands_still()?;
+    saved.goes_on_with(&host, &["--set", "disk0.changed=accept"]).map(drop)
 }
 
 fn a_damaged_or_truncated_file_is_refused_and_changes_nothing() -> anyhow::Result<()> {

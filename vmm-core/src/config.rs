@@ -118,7 +118,8 @@ impl MachineConfig {
 
     /// Applies one `KEY=VALUE` of what may differ on this host (`--set`).
     ///
-    /// Keys: `memory.path`, `serial`, `cpu.mask`, `name`. Anything else is what the guest was built with, and refused.
+    /// Keys: `memory.path`, `serial`, `cpu.mask`, `name`, and of a disk `ID.path` and `ID.changed`. Anything else is
+    /// what the guest was built with, and refused.
     pub fn set(&mut self, assignment: &str) -> Result<(), ConfigError> {
         set::apply(self, assignment)
     }
@@ -188,6 +189,24 @@ mod tests {
         assert!(config.set("cpus=4").unwrap_err().to_string().contains("cpus"));
         config.set("memory.path=/dev/shm/other").unwrap();
         assert_eq!(config.memory.backing, Backing::File { path: "/dev/shm/other".into() });
+    }
+
+    #[test]
+    fn a_disk_may_lie_elsewhere_and_may_be_insisted_on_and_neither_is_kept() {
+        let text = format!("{TEXT}[[device]]\ndriver = \"virtio-blk-pci\"\nid = \"a.b\"\npath = \"/a\"\n");
+        let mut config = MachineConfig::from_toml(&text).unwrap();
+        for wrong in ["a.b.changed=yes", "a.b.queues=2", "a.changed=accept", "changed=accept"] {
+            assert!(config.set(wrong).is_err(), "{wrong}");
+        }
+        config.set("a.b.path=/b").unwrap();
+        config.set("a.b.changed=accept").unwrap();
+        let disk = |config: &MachineConfig| match &config.devices[0] {
+            DeviceConfig::VirtioBlk(disk) => (disk.path.clone(), disk.accept_changed),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(disk(&config), ("/b".into(), true));
+        let saved = MachineConfig::from_toml(&config.to_toml().unwrap()).unwrap();
+        assert_eq!(disk(&saved), ("/b".into(), false));
     }
 
     #[test]

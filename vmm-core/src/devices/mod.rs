@@ -54,6 +54,17 @@ pub enum DeviceError {
         /// What is outstanding.
         what: String,
     },
+    /// What it is on is not what it was when the guest was saved.
+    #[error(
+        "{device}: {what}; if it lies elsewhere now, give --set {device}.path=PATH; if it was changed on purpose, \
+         --set {device}.changed=accept"
+    )]
+    Changed {
+        /// The device's id.
+        device: String,
+        /// What differs.
+        what: String,
+    },
     /// A section of the state could not be read.
     #[error(transparent)]
     Format(#[from] FormatError),

@@ -46,6 +46,9 @@ pub struct BlockConfig {
     /// How I/O is done; when not given, io_uring where the host has it, threads where not.
     #[serde(default)]
     pub aio: Option<Aio>,
+    /// Whether an image is taken that is not what it was when the guest was saved. Said anew for each load.
+    #[serde(skip)]
+    pub accept_changed: bool,
 }
 
 /// How I/O is done.
@@ -123,6 +126,7 @@ impl FromStr for BlockConfig {
             serial: options.take("serial"),
             queues: options.take_parsed("queues", &format!("1 to {MAX_QUEUES}"))?.unwrap_or_else(one),
             aio: options.take_parsed("aio", "io_uring or threads")?,
+            accept_changed: false,
         };
         options.finish("id, addr, path, readonly, direct, serial, queues and aio")?;
         config.validate()?;
@@ -147,6 +151,7 @@ mod tests {
             serial: Some("WD-1".into()),
             queues: 4,
             aio: Some(Aio::Threads),
+            accept_changed: false,
         };
         assert_eq!(disk, expected);
         assert_eq!(toml::from_str::<BlockConfig>(&toml::to_string(&disk).unwrap()).unwrap(), expected);

@@ -10,8 +10,8 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 
 use super::config::BlockConfig;
-use super::engine;
-use super::image::Image;
+use super::engine::{self, Engine};
+use super::image::{Backing, Image, ImageError};
 use super::queue::{QueueThread, Work};
 use super::request::Limits;
 use super::state::BlockState;
@@ -29,6 +29,8 @@ pub(super) const QUEUE_SIZE: u16 = 256;
 const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 /// For a thread that was told its deadline to answer.
 const GRACE: Duration = Duration::from_secs(1);
+/// For what was written to reach the disk before a reboot, with the guest stopped.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// A disk.
 pub struct Block {
@@ -36,6 +38,8 @@ pub struct Block {
     image: Image,
     /// Whether the image came by its descriptor, and not by its path.
     adopted: bool,
+    /// Whether it may be another one than the guest was saved with.
+    accept_changed: bool,
     limits: Limits,
     sizes: Vec<u16>,
     queues: Vec<QueueThread>,
@@ -58,8 +62,20 @@ impl Block {
     }
 
     fn on(id: &str, config: &BlockConfig, image: Image, adopted: bool) -> Result<Self, DeviceError> {
-        let queue = |_| {
-            let engine = engine::open(image.backing(), config.aio, QUEUE_SIZE);
+        let engine = |_, backing: &Backing| engine::open(backing, config.aio, QUEUE_SIZE);
+        Self::with(id, config, image, adopted, engine)
+    }
+
+    /// With an engine of the caller's for each queue.
+    fn with(
+        id: &str,
+        config: &BlockConfig,
+        image: Image,
+        adopted: bool,
+        engine: impl Fn(u16, &Backing) -> io::Result<Box<dyn Engine>>,
+    ) -> Result<Self, DeviceError> {
+        let queue = |index| {
+            let engine = engine(index, image.backing());
             QueueThread::spawn(id, engine.map_err(DeviceError::io(id, "preparing its I/O"))?)
         };
         let queues = (0..config.queues).map(queue).collect::<Result<Vec<_>, _>>()?;
@@ -68,6 +84,7 @@ impl Block {
             limits: Limits::of(&image, config.serial.as_deref()),
             image,
             adopted,
+            accept_changed: config.accept_changed,
             sizes: vec![QUEUE_SIZE; queues.len()],
             queues,
             served: Mutex::default(),
@@ -179,11 +196,11 @@ impl VirtioDevice for Block {
     /// Before a reboot what was written reaches the disk: the image is another process's next, or another kernel's.
     fn save(&self, slot: u32, out: &mut StateWriter) -> Result<(), DeviceError> {
         let identity = match out.mode() {
-            Mode::CprReboot => self.image.settle(),
+            Mode::CprReboot => self.image.settle(SETTLE),
             Mode::CprTransfer | Mode::CprExec => self.image.identity(),
         };
         let identity = identity.map_err(io::Error::other);
-        let identity = identity.map_err(DeviceError::io(&self.id, "asking what its image is"))?;
+        let identity = identity.map_err(DeviceError::io(&self.id, "taking leave of its image"))?;
         Ok(out.put(slot, &BlockState { identity, block_size: self.limits.block_size })?)
     }
 
@@ -195,8 +212,19 @@ impl VirtioDevice for Block {
             return Err(DeviceError::impossible(&self.id)((found, expected)));
         }
         let same = if self.adopted { self.image.recognize(&identity) } else { self.image.verify(&identity) };
-        same.map_err(io::Error::other)
-            .map_err(DeviceError::io(&self.id, "looking whether it is the same image"))
+        match same {
+            Err(error @ ImageError::Changed { .. }) if self.accept_changed => {
+                tracing::warn!("{}: {error}; it is taken all the same", self.id);
+                Ok(())
+            }
+            Err(error @ ImageError::Changed { .. }) => Err(DeviceError::Changed {
+                device: self.id.clone(),
+                what: error.to_string(),
+            }),
+            same => same
+                .map_err(io::Error::other)
+                .map_err(DeviceError::io(&self.id, "looking whether it is the same image")),
+        }
     }
 
     fn descriptors(&self, mode: Mode, fds: &mut FdTable) -> Result<(), DeviceError> {
@@ -206,3 +234,7 @@ impl VirtioDevice for Block {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "device_tests.rs"]
+mod tests;

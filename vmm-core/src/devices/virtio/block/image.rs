@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -206,8 +208,20 @@ impl Image {
     }
 
     /// Writes everything to the medium, times too, and says which image it is. For saving: nothing may be in flight.
-    pub fn settle(&self) -> Result<ImageIdentity, ImageError> {
-        self.backing.file.sync_all().map_err(ImageError::io(&self.path, "syncing it"))?;
+    ///
+    /// Where that takes longer than `within` it is an error, and goes on all the same: the next time there is less of it.
+    pub fn settle(&self, within: Duration) -> Result<ImageIdentity, ImageError> {
+        let (done, synced) = mpsc::channel();
+        let file = Arc::clone(&self.backing.file);
+        let syncing = |source| ImageError::io(&self.path, "syncing it")(source);
+        // A system call that nothing interrupts: only another thread can give up waiting for it.
+        let thread = thread::Builder::new().name("sync".into());
+        thread.spawn(move || done.send(file.sync_all())).map_err(syncing)?;
+        let late = |_| {
+            let what = format!("the host's disk has not done it within {} ms", within.as_millis());
+            Err(io::Error::new(io::ErrorKind::TimedOut, what))
+        };
+        synced.recv_timeout(within).unwrap_or_else(late).map_err(syncing)?;
         self.identity()
     }
 

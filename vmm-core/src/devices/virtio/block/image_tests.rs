@@ -7,6 +7,8 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 
 use super::*;
 
+const SETTLE: Duration = Duration::from_secs(5);
+
 fn config(path: &Path) -> BlockConfig {
     toml::from_str(&format!("path = {path:?}")).unwrap()
 }
@@ -213,7 +215,7 @@ fn an_image_that_was_left_alone_is_the_same_after_closing_and_opening() {
     let (_dir, path) = image();
     let source = Image::open(&config(&path)).unwrap();
     (&*source.backing().file).write_all(b"the guest's last write").unwrap();
-    let saved = source.settle().unwrap();
+    let saved = source.settle(SETTLE).unwrap();
     drop(source);
     let saved: ImageIdentity = postcard::from_bytes(&postcard::to_stdvec(&saved).unwrap()).unwrap();
     Image::open(&config(&path)).unwrap().verify(&saved).unwrap();
@@ -223,7 +225,7 @@ fn an_image_that_was_left_alone_is_the_same_after_closing_and_opening() {
 fn an_image_that_was_changed_resized_or_replaced_is_refused_by_what_differs() {
     let change = |change: &dyn Fn(&Path)| {
         let (_dir, path) = image();
-        let saved = Image::open(&config(&path)).unwrap().settle().unwrap();
+        let saved = Image::open(&config(&path)).unwrap().settle(SETTLE).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(20));
         change(&path);
         Image::open(&config(&path)).unwrap().verify(&saved).unwrap_err().to_string()
@@ -280,7 +282,7 @@ fn a_block_device_has_its_own_size_block_and_hardware() {
         Image::open(&config(&device.0)),
         Err(ImageError::Claimed { .. } | ImageError::InUse { .. })
     ));
-    let identity = image.settle().unwrap();
+    let identity = image.settle(SETTLE).unwrap();
     let backing = identity.hardware.as_ref().unwrap().name.clone().unwrap();
     assert_eq!(Path::new(&backing), path);
     drop(image);
@@ -291,7 +293,7 @@ fn a_block_device_has_its_own_size_block_and_hardware() {
 fn a_block_device_that_was_attached_anew_is_refused() {
     let (_dir, path) = image();
     let Some(device) = LoopDevice::over(&path, &[]) else { return };
-    let saved = Image::open(&config(&device.0)).unwrap().settle().unwrap();
+    let saved = Image::open(&config(&device.0)).unwrap().settle(SETTLE).unwrap();
     drop(device);
     let Some(device) = LoopDevice::over(&path, &[]) else { return };
     let message = Image::open(&config(&device.0)).unwrap().verify(&saved).unwrap_err().to_string();

@@ -28,6 +28,33 @@ pub(super) struct Work {
     pub(super) limits: Limits,
 }
 
+impl Work {
+    /// Takes what the driver has made available, as far as there is room under way; whether there was something.
+    fn begin(
+        &mut self,
+        memory: &Arc<GuestMemoryMmap>,
+        engine: &mut dyn Engine,
+        replies: &mut Replies,
+    ) -> Result<bool, RingError> {
+        let mut some = false;
+        while engine.in_flight() < usize::from(QUEUE_SIZE)
+            && let Some(chain) = self.queue.pop(memory)?
+        {
+            some = true;
+            let broken = |error| self.queue.broken(error);
+            let request = Request::parse(chain, memory, &self.limits).map_err(broken)?;
+            match request.action {
+                Action::Submit(operation) => engine.submit(replies.put(request.reply), operation),
+                Action::Answer(status, written) => {
+                    let used = request.reply.finish(memory, status, written).map_err(broken)?;
+                    self.queue.push(memory, request.reply.head, used)?;
+                }
+            }
+        }
+        Ok(some)
+    }
+}
+
 enum Command {
     /// Serve this queue.
     Start(Box<Work>),
@@ -220,24 +247,12 @@ impl Served {
             return Ok(false);
         }
         let memory = Arc::clone(&work.memory);
-        let mut some = false;
-        while self.engine.in_flight() < usize::from(QUEUE_SIZE)
-            && let Some(chain) = work.queue.pop(&memory)?
-        {
-            some = true;
-            let broken = |error| work.queue.broken(error);
-            let request = Request::parse(chain, &memory, &work.limits).map_err(broken)?;
-            match request.action {
-                Action::Submit(operation) => self.engine.submit(self.replies.put(request.reply), operation),
-                Action::Answer(status, written) => {
-                    let used = request.reply.finish(&memory, status, written);
-                    let used = used.map_err(|error| work.queue.broken(error))?;
-                    work.queue.push(&memory, request.reply.head, used)?;
-                }
-            }
-        }
+        let begun = work.begin(&memory, &mut *self.engine, &mut self.replies);
+        // Also what came before a chain that is broken.
         self.engine.kick();
-        work.queue.notify(&memory)?;
+        let told = work.queue.notify(&memory);
+        let some = begun?;
+        told?;
         let full = self.engine.in_flight() >= usize::from(QUEUE_SIZE);
         Ok(some || (work.queue.listen(&memory)? && !full))
     }
@@ -266,7 +281,8 @@ impl Served {
             let given = used.and_then(|used| work.queue.push(&work.memory, reply.head, used));
             wrong = wrong.or(given.err());
         }
-        wrong.map_or_else(|| work.queue.notify(&work.memory), Err)
+        let told = work.queue.notify(&work.memory);
+        wrong.map_or(told, Err)
     }
 
     /// The driver has broken the rules.
