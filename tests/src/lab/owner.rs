@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::disks;
 use super::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL};
 use super::scenario::{Backing, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
+use super::{disks, vsock};
 
 const NAME: &str = "vm1";
 const RUNTIME: &str = "/run/cpr";
@@ -49,6 +49,9 @@ impl Owner {
         let disks = (0..guest.disks.len())
             .map(|index| format!("--device=virtio-blk-pci,path=/dev/{}", disks::device(index)));
         arguments.extend(disks);
+        if guest.vsock {
+            arguments.push(format!("--device=vhost-vsock-pci,guest-cid={}", vsock::GUEST));
+        }
         arguments.extend(guest.devices.iter().map(|device| format!("--device={device}")));
         let process = load(&arguments, 0)?;
         Ok(Self { process, started: 1 })

@@ -78,6 +78,9 @@ pub struct Guest {
     /// Whether it has a network, which is pinged and holds a TCP stream.
     #[serde(default)]
     pub net: bool,
+    /// Whether it has AF_VSOCK sockets, over which a stream is held.
+    #[serde(default)]
+    pub vsock: bool,
 }
 
 /// A disk of the guest.
@@ -112,6 +115,9 @@ impl Guest {
         if self.net {
             words.push_str(" guest.net=");
             words.push_str(&net::GUEST.to_string());
+        }
+        if self.vsock {
+            words.push_str(" guest.vsock=on");
         }
         words
     }
