@@ -7,6 +7,7 @@ use guest_init::status::Status;
 use super::net::NetReport;
 use super::report::{Report, StepReport};
 use super::scenario::{Margins, Mode, Scenario, Step};
+use super::vsock::VsockReport;
 
 /// Everything in a report that is not as the scenario wants it, each in one sentence. Empty: passed.
 pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
@@ -23,6 +24,13 @@ pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
         }
         if scenario.guest.net.is_some() && status.net.as_ref().is_none_or(|net| net.passes == 0) {
             wrong.push("the guest answered no message of the TCP stream".into());
+        }
+        if let Some(vsock) = status.vsock.as_ref().filter(|vsock| vsock.errors != 0) {
+            let first = vsock.first.as_deref().unwrap_or("unknown");
+            wrong.push(format!("the guest's AF_VSOCK server failed {} times, first: {first}", vsock.errors));
+        }
+        if scenario.guest.vsock && status.vsock.as_ref().is_none_or(|vsock| vsock.passes == 0) {
+            wrong.push("the guest answered no message over AF_VSOCK".into());
         }
         judge_disks(status, report.powered_off, scenario, &mut wrong);
     }
@@ -121,6 +129,9 @@ fn judge_step(step: &StepReport, before: f64, margins: Margins, wrong: &mut Vec<
     if let Some(net) = &step.net {
         judge_net(name, net, stands, before, margins, wrong);
     }
+    if let Some(vsock) = &step.vsock {
+        judge_vsock(step, vsock, stands + margins.net_ms as f64, wrong);
+    }
     if step.disconnects != 0 && !reboot {
         wrong.push(format!("{name}: the serial client lost its connection"));
     }
@@ -198,6 +209,36 @@ fn judge_net(
     }
 }
 
+/// Connections may end with a handover, and with nothing else; new ones are made at once.
+fn judge_vsock(step: &StepReport, vsock: &VsockReport, allowed: f64, wrong: &mut Vec<String>) {
+    let name = &step.step;
+    if vsock.messages == 0 {
+        wrong.push(format!("{name}: no message came over AF_VSOCK"));
+    }
+    if vsock.gap > allowed {
+        let gap = vsock.gap;
+        wrong.push(format!(
+            "{name}: no message came over AF_VSOCK for {gap:.0} ms, allowed are {allowed:.0} ms"
+        ));
+    }
+    // An exec is two handovers.
+    let excused = match step.total {
+        None => 0,
+        Some(_) if name.ends_with(&Mode::Exec.to_string()) => 2,
+        Some(_) => 1,
+    };
+    if vsock.ended > excused {
+        let how = vsock.how.as_deref().unwrap_or("unknown");
+        wrong.push(format!(
+            "{name}: {} connections over AF_VSOCK ended, excused are {excused}: {how}",
+            vsock.ended
+        ));
+    }
+    if let Some(what) = &vsock.broken {
+        wrong.push(format!("{name}: the stream over AF_VSOCK broke: {what}"));
+    }
+}
+
 fn judge_disks(status: &Status, powered_off: bool, scenario: &Scenario, wrong: &mut Vec<String>) {
     if status.disks.len() != scenario.guest.disks.len() {
         wrong.push(format!(
@@ -250,6 +291,7 @@ mod tests {
             wall_drift: -0.1,
             disk: 35.0,
             net: Some(NetReport::default()),
+            vsock: Some(VsockReport { messages: 9, ..VsockReport::default() }),
             disconnects: 0,
             descriptors: Some(30),
         }
@@ -283,6 +325,7 @@ mod tests {
                     finished: true,
                 }],
                 net: None,
+                vsock: None,
             }),
             stream: guest_init::stream::StreamStats { lines: 100, ..Default::default() },
             pings: Pings { sent: 9, answered: 9, wrong: 0 },
@@ -299,7 +342,11 @@ mod tests {
     #[test]
     fn each_thing_that_a_guest_may_notice_fails_by_itself() {
         type Spoil = fn(&mut Report);
-        let spoils: [(&str, Spoil); 22] = [
+        let spoils: [(&str, Spoil); 26] = [
+            ("no message came over AF_VSOCK", |r| r.steps[0].vsock.as_mut().unwrap().messages = 0),
+            ("AF_VSOCK for 9000 ms", |r| r.steps[0].vsock.as_mut().unwrap().gap = 9000.0),
+            ("2 connections over AF_VSOCK ended", |r| r.steps[0].vsock.as_mut().unwrap().ended = 2),
+            ("over AF_VSOCK broke", |r| r.steps[0].vsock.as_mut().unwrap().broken = Some("x".into())),
             ("no answer to a ping came", |r| r.steps[0].net.as_mut().unwrap().gap = 9000.0),
             ("pings were lost", |r| r.steps[0].net.as_mut().unwrap().lost = 9),
             ("out of order", |r| r.steps[0].net.as_mut().unwrap().reordered = 1),

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL};
 use super::scenario::{Backing, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
-use super::{disks, net};
+use super::{disks, net, vsock};
 
 const NAME: &str = "vm1";
 const RUNTIME: &str = "/run/cpr";
@@ -54,6 +54,9 @@ impl Owner {
             let mac = net::MAC.map(|byte| format!("{byte:02x}")).join(":");
             format!("--device=virtio-net-pci,tap={},mac={mac},queues={}{vhost}", net::TAP, net.queues)
         }));
+        if guest.vsock {
+            arguments.push(format!("--device=vhost-vsock-pci,guest-cid={}", vsock::GUEST));
+        }
         arguments.extend(guest.devices.iter().map(|device| format!("--device={device}")));
         let process = load(&arguments, 0)?;
         Ok(Self { process, started: 1 })

@@ -77,6 +77,9 @@ pub struct Guest {
     pub disks: Vec<Disk>,
     /// Its network, if it has one, which is pinged and holds a TCP stream.
     pub net: Option<Net>,
+    /// Whether it has AF_VSOCK sockets, over which a stream is held.
+    #[serde(default)]
+    pub vsock: bool,
 }
 
 /// A network of the guest.
@@ -127,6 +130,9 @@ impl Guest {
         if self.net.is_some() {
             words.push_str(" guest.net=");
             words.push_str(&net::GUEST.to_string());
+        }
+        if self.vsock {
+            words.push_str(" guest.vsock=on");
         }
         words
     }

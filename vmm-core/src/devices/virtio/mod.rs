@@ -28,7 +28,7 @@ pub mod vsock;
 mod worker;
 
 pub use self::device::{DeviceKind, Run, VirtioDevice};
-pub use self::interrupt::Interrupt;
+pub use self::interrupt::{Interrupt, Rewired};
 pub use self::queue::{ActiveQueue, RingError};
 pub use self::transport::{VirtioPci, VirtioQueueState, VirtioState, Wires};
 pub use self::worker::{Handler, Wait, Worker};

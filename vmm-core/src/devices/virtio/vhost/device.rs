@@ -1,6 +1,6 @@
 //! The device.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::calls::Calls;
+use super::calls::{Calls, borrow};
 use super::ioctls::{MAX_REGIONS, Region, Regions, RingAddress, VhostFd};
 use super::node::Node;
 use crate::cpr::fds::{FdError, FdName, FdTable};
@@ -38,7 +38,7 @@ pub enum Backend {
 pub struct Vhost {
     id: String,
     node: Node,
-    fd: VhostFd,
+    fd: Arc<VhostFd>,
     features: u64,
     calls: Calls,
     inner: Mutex<Inner>,
@@ -74,14 +74,15 @@ impl Vhost {
     }
 
     fn on(id: &str, node: Node, fd: OwnedFd) -> Result<Self, DeviceError> {
-        let fd = VhostFd(fd);
+        let fd = Arc::new(VhostFd(fd));
         let features =
             fd.features().map_err(DeviceError::io(id, format!("asking {} what it can", node.path())))?;
         if features & NEEDED != NEEDED {
             let found = format!("{} with features {features:#x}", node.path());
             return Err(DeviceError::impossible(id)((found, format!("{NEEDED:#x} among them"))));
         }
-        Ok(Self { id: id.to_owned(), node, fd, features, calls: Calls::start(id)?, inner: Mutex::default() })
+        let calls = Calls::start(id, &fd)?;
+        Ok(Self { id: id.to_owned(), node, fd, features, calls, inner: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -192,7 +193,7 @@ impl Vhost {
             self.fd.set_base(ring, queue.ring.next_avail().into())?;
             self.fd.set_error(ring, self.calls.broken())?;
             self.fd.set_call(ring, self.calls.call(ring as usize))?;
-            self.fd.set_kick(ring, borrow(queue))
+            self.fd.set_kick(ring, borrow(&queue.kick))
         };
         set().map_err(self.failed(&format!("telling it queue {}", queue.index)))
     }
@@ -289,9 +290,4 @@ pub(super) fn address(
         available: host(queue.ring.avail_ring(), 6 + 2 * size)?,
         log: 0,
     })
-}
-
-fn borrow(queue: &ActiveQueue) -> BorrowedFd<'_> {
-    // SAFETY: the eventfd is open as long as its queue is borrowed.
-    unsafe { BorrowedFd::borrow_raw(queue.kick.as_raw_fd()) }
 }

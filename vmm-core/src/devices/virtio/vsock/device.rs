@@ -1,9 +1,12 @@
 //! The device.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use virtio_queue::QueueT;
+use vm_memory::GuestMemoryMmap;
 
 use super::config::VsockConfig;
 use super::events::{self, EVENTS};
@@ -23,7 +26,9 @@ const SEQPACKET: u64 = 1 << 1;
 const QUEUE_SIZES: [u16; 3] = [128; 3];
 /// For the process that the guest comes from to let go of the CID.
 const LET_GO: Duration = Duration::from_secs(10);
-/// Between two looks whether it has.
+/// For the guest to hear that its connections are closed.
+const HEAR: Duration = Duration::from_secs(5);
+/// Between two looks whether they have.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Sockets between guest and host.
@@ -47,14 +52,37 @@ struct Inner {
     named: bool,
     /// Who has it before us.
     before: Option<Before>,
-    /// Whether a thread waits for it.
+    /// Whether a thread waits for the CID, or for the guest to hear what it was told.
     awaited: bool,
-    /// What is served once it is.
+    /// What is served then.
     waiting: Option<Run>,
     /// The queues that the kernel does not have.
     others: Vec<ActiveQueue>,
     /// Whether the guest is to be told that its connections are closed.
     reset_due: bool,
+    /// The buffers that the driver had made available for events when it was told.
+    told: Option<u16>,
+}
+
+impl Inner {
+    /// Whether the guest has heard what it was told: its driver makes the buffer available again. A connection that is
+    /// made before that would be closed with the old ones.
+    fn is_heard(&self, memory: &GuestMemoryMmap) -> bool {
+        let events = self.others.iter().find(|queue| queue.index == EVENTS);
+        let Some((told, events)) = self.told.zip(events) else { return true };
+        events.ring.avail_idx(memory, Ordering::Acquire).map_or(true, |now| now.0 != told)
+    }
+
+    /// There is nothing more to wait for, or no use in it.
+    fn end_waiting(&mut self, named: Result<(), DeviceError>) {
+        self.awaited = false;
+        let (Some(run), Some(vhost)) = (self.waiting.take(), &self.vhost) else { return };
+        let interrupt = run.queues.first().map(|queue| Arc::clone(&queue.interrupt));
+        if let Err(error) = named.and_then(|()| vhost.start(run, Backend::Sockets)) {
+            tracing::error!("{error}; its driver must reset it");
+            interrupt.inspect(|interrupt| interrupt.needs_reset());
+        }
+    }
 }
 
 impl Vsock {
@@ -114,42 +142,55 @@ impl Shared {
         Ok(())
     }
 
-    /// Has the kernel serve its rings, now or when the CID is ours.
-    fn serve(&self, inner: &mut Inner, run: Run) -> Result<(), DeviceError> {
+    /// Has the kernel serve its rings, now or when it may.
+    fn serve(self: &Arc<Self>, inner: &mut Inner, run: Run) -> Result<(), DeviceError> {
         if !inner.named && !inner.awaited {
             self.name(inner)?;
         }
         match &inner.vhost {
-            Some(vhost) if inner.named => vhost.start(run, Backend::Sockets)?,
-            _ => inner.waiting = Some(run),
+            Some(vhost) if inner.named && inner.is_heard(&run.memory) => {
+                vhost.start(run, Backend::Sockets)?;
+            }
+            _ => {
+                inner.waiting = Some(run);
+                self.attend(inner, None)?;
+            }
         }
         Ok(())
     }
 
-    /// The CID is ours, or will not be.
-    fn come_to_an_end_of_waiting(&self, inner: &mut Inner, named: Result<(), DeviceError>) {
-        inner.awaited = false;
-        let Some(run) = inner.waiting.take() else { return };
-        let interrupt = run.queues.first().map(|queue| Arc::clone(&queue.interrupt));
-        if let Err(error) = named.and_then(|()| self.serve(inner, run)) {
-            tracing::error!("{error}; its driver must reset it");
-            interrupt.inspect(|interrupt| interrupt.needs_reset());
+    /// Has a thread wait for what is to be waited for.
+    fn attend(self: &Arc<Self>, inner: &mut Inner, before: Option<Before>) -> Result<(), DeviceError> {
+        if !inner.awaited {
+            let shared = Arc::downgrade(self);
+            let thread = std::thread::Builder::new().name("vsock-cid".into());
+            let spawned = thread.spawn(move || attend(&shared, before.as_ref()));
+            spawned.map_err(DeviceError::io(&self.id, "starting a thread"))?;
+            inner.awaited = true;
         }
+        Ok(())
     }
 }
 
-/// Takes the CID when it is free.
-fn succeed(shared: &Weak<Shared>, before: &Before) {
-    let deadline = Instant::now() + LET_GO;
-    before.wait(LET_GO);
+/// Takes the CID when it is free, and has the rings served when the guest has heard that its connections are closed.
+fn attend(shared: &Weak<Shared>, before: Option<&Before>) {
+    let start = Instant::now();
+    before.inspect(|before| before.wait(LET_GO));
     while let Some(shared) = shared.upgrade() {
         let mut inner = shared.lock();
         if inner.vhost.is_none() {
             return;
         }
-        let named = shared.name(&mut inner);
-        if named.is_ok() || Instant::now() > deadline {
-            return shared.come_to_an_end_of_waiting(&mut inner, named);
+        let named = if inner.named { Ok(()) } else { shared.name(&mut inner) };
+        let ready = match &named {
+            Ok(()) => {
+                let heard = inner.waiting.as_ref().is_none_or(|run| inner.is_heard(&run.memory));
+                heard || start.elapsed() > HEAR
+            }
+            Err(_) => start.elapsed() > LET_GO,
+        };
+        if ready {
+            return inner.end_waiting(named);
         }
         drop(inner);
         std::thread::sleep(LOOK);
@@ -188,10 +229,10 @@ impl VirtioDevice for Vsock {
             queues.into_iter().partition(|queue| usize::from(queue.index) < RINGS);
         // A driver that has given no buffer is only beginning, and has no connections. It is told the next time.
         if let Some(queue) = others.iter_mut().find(|queue| inner.reset_due && queue.index == EVENTS) {
-            let told = events::transport_reset(queue, &memory);
-            let expected = || "a buffer for an event".to_owned();
-            let told = told.map_err(|error| (error.to_string(), expected()));
-            inner.reset_due = !told.map_err(DeviceError::impossible(&self.shared.id))?;
+            let impossible = DeviceError::impossible(&self.shared.id);
+            inner.told = events::transport_reset(queue, &memory)
+                .map_err(|error| impossible((error.to_string(), "a buffer for an event".into())))?;
+            inner.reset_due = inner.told.is_none();
         }
         inner.others = others;
         if queues.len() == RINGS {
@@ -213,17 +254,16 @@ impl VirtioDevice for Vsock {
     }
 
     fn reset(&self) {
-        self.shared.lock().reset_due = false;
+        let mut inner = self.shared.lock();
+        (inner.reset_due, inner.told) = (false, None);
     }
 
     fn resume(&self) {
         let mut inner = self.shared.lock();
-        let Some(before) = inner.before.take() else { return };
-        let shared = Arc::downgrade(&self.shared);
-        let spawned = std::thread::Builder::new().name("vsock-cid".into());
-        match spawned.spawn(move || succeed(&shared, &before)) {
-            Ok(_) => inner.awaited = true,
-            Err(error) => tracing::error!("{}: starting a thread: {error}", self.shared.id),
+        if let Some(before) = inner.before.take()
+            && let Err(error) = self.shared.attend(&mut inner, Some(before))
+        {
+            tracing::error!("{error}");
         }
     }
 
