@@ -89,7 +89,8 @@ fn class(message: &str) -> &str {
 fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
     let name = &step.step;
     let reboot = name.ends_with(&Mode::Reboot.to_string());
-    if step.total.is_some() && step.paused == 0.0 && step.downtime.is_none() && !reboot {
+    let back = *name == Step::RollBack.to_string();
+    if step.total.is_some() && step.paused == 0.0 && step.downtime.is_none() && !reboot && !back {
         wrong.push(format!("{name}: no downtime was reported"));
     }
     // In a reboot the guest stands for as long as the operator takes to start the new process.
@@ -214,6 +215,7 @@ fn judge_vsock(step: &StepReport, vsock: &VsockReport, allowed: f64, wrong: &mut
     // An exec is two handovers.
     let excused = match step.total {
         None => 0,
+        Some(_) if *name == Step::RollBack.to_string() => 0,
         Some(_) if name.ends_with(&Mode::Exec.to_string()) => 2,
         Some(_) => 1,
     };
