@@ -50,6 +50,10 @@ impl Machine for Alone {
         bail!("{mode} needs a host in the scenario")
     }
 
+    fn roll_back(&mut self) -> Result<HandOver> {
+        bail!("a handover that fails needs a host in the scenario")
+    }
+
     fn stop(&mut self) -> Result<()> {
         bail!("a pause needs a host in the scenario")
     }

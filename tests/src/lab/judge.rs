@@ -101,7 +101,8 @@ fn is_reboot(step: &StepReport) -> bool {
 /// `before`: for how long the guest stood in the step before.
 fn judge_step(step: &StepReport, before: f64, margins: Margins, wrong: &mut Vec<String>) {
     let (name, reboot, stands) = (&step.step, is_reboot(step), stands(step));
-    if step.total.is_some() && step.paused == 0.0 && step.downtime.is_none() && !reboot {
+    let back = *name == Step::RollBack.to_string();
+    if step.total.is_some() && step.paused == 0.0 && step.downtime.is_none() && !reboot && !back {
         wrong.push(format!("{name}: no downtime was reported"));
     }
     let allowed = stands + margins.gap_ms as f64;
@@ -224,6 +225,7 @@ fn judge_vsock(step: &StepReport, vsock: &VsockReport, allowed: f64, wrong: &mut
     // An exec is two handovers.
     let excused = match step.total {
         None => 0,
+        Some(_) if *name == Step::RollBack.to_string() => 0,
         Some(_) if name.ends_with(&Mode::Exec.to_string()) => 2,
         Some(_) => 1,
     };

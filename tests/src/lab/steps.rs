@@ -32,6 +32,8 @@ pub struct HandOver {
 pub trait Machine {
     /// Hands the guest over.
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver>;
+    /// Begins to hand the guest over, and has it come back when it is stopped and saved.
+    fn roll_back(&mut self) -> Result<HandOver>;
     /// Pauses the guest.
     fn stop(&mut self) -> Result<()>;
     /// Lets a paused guest go on.
@@ -143,6 +145,7 @@ impl Run<'_> {
                 paused = since.elapsed();
                 Some(handed_over)
             }
+            Step::RollBack => Some(self.machine.roll_back()?),
             Step::Mixed(_) => bail!("a mixed step is expanded first"),
             Step::PowerOff => None,
         };

@@ -1,7 +1,7 @@
 //! A stream over AF_VSOCK with the guest, checked both ways. A connection that ends is made again at once.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -140,14 +140,14 @@ fn talk(connection: &File, seen: &Mutex<Seen>, stop: &AtomicBool) -> String {
     let echoed = AtomicU64::new(0);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let mut out = connection;
+        let out = connection;
         let (echoed, over) = (&echoed, &over);
         scope.spawn(move || {
             let mut number = 0;
             while !over.load(SeqCst) && !stop.load(SeqCst) {
                 if number < echoed.load(SeqCst) + WINDOW {
                     // What becomes of the connection is seen where it is read.
-                    if out.write_all(&message::make(number)).is_err() {
+                    if send(out, &message::make(number), over).is_err() {
                         return;
                     }
                     number += 1;
@@ -160,6 +160,20 @@ fn talk(connection: &File, seen: &Mutex<Seen>, stop: &AtomicBool) -> String {
         over.store(true, SeqCst);
         how
     })
+}
+
+/// Sends all of a message. A guest that cannot be reached just now is no end of the connection.
+fn send(mut out: &File, mut bytes: &[u8], over: &AtomicBool) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match out.write(bytes) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(error) if error.kind() == io::ErrorKind::HostUnreachable && !over.load(SeqCst) => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn read_back(mut connection: &File, echoed: &AtomicU64, seen: &Mutex<Seen>, stop: &AtomicBool) -> String {
