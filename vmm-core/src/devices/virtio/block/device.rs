@@ -217,10 +217,9 @@ impl VirtioDevice for Block {
                 tracing::warn!("{}: {error}; it is taken all the same", self.id);
                 Ok(())
             }
-            Err(error @ ImageError::Changed { .. }) => Err(DeviceError::Changed {
-                device: self.id.clone(),
-                what: error.to_string(),
-            }),
+            Err(error @ ImageError::Changed { .. }) => {
+                Err(DeviceError::Changed { device: self.id.clone(), what: error.to_string() })
+            }
             same => same
                 .map_err(io::Error::other)
                 .map_err(DeviceError::io(&self.id, "looking whether it is the same image")),
