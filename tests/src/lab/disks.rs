@@ -6,14 +6,31 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::delay;
 use super::scenario::{Disk, Guest};
 
 /// The device that a machine's disk is, in the order of the images.
 pub fn device(index: usize) -> String {
     format!("vd{}", char::from(b'a' + index as u8))
+}
+
+/// Where the host has a guest's disk.
+pub fn path(index: usize, disk: &Disk) -> PathBuf {
+    if disk.delay_ms > 0 { delay::path(&device(index)) } else { Path::new("/dev").join(device(index)) }
+}
+
+/// Makes those slow, in the host, that are to be.
+pub fn slow_down(guest: &Guest) -> Result<()> {
+    for (index, disk) in guest.disks.iter().enumerate().filter(|(_, disk)| disk.delay_ms > 0) {
+        let (name, by) = (device(index), Duration::from_millis(disk.delay_ms));
+        delay::make(&name, &Path::new("/dev").join(&name), by)
+            .with_context(|| format!("slowing {name} down"))?;
+    }
+    Ok(())
 }
 
 /// Makes the images of a guest's disks in a directory, new ones each time.

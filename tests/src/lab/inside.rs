@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::console::Console;
+use super::disks;
 use super::image::SCENARIO;
 use super::judge;
 use super::net;
@@ -24,6 +25,7 @@ pub const REPORT_MARK: &str = "@report ";
 pub fn run() -> Result<()> {
     let scenario = Scenario::read(Path::new(SCENARIO))?;
     println!("host is up: {}", std::fs::read_to_string("/proc/version")?.trim());
+    disks::slow_down(&scenario.guest)?;
     let started = Instant::now();
     let mut report = guest(&scenario);
     // Kernel messages are only held against a handover if the same run without one does not show them.
@@ -62,6 +64,7 @@ fn guest(scenario: &Scenario) -> Report {
         let report = steps::run(scenario, &mut owner, &console);
         if report.stopped_by.is_some() {
             owner.show_logs();
+            owner.show_threads();
         }
         if !report.powered_off {
             show_end_of_console();

@@ -6,13 +6,14 @@
 //!    [`modules`]) and the guest's [`disks`], keeps the console and gives up at the scenario's bound.
 //! 3. Inside, [`init`] is the host's first process and [`inside`] takes the guest through the scenario's steps ([`steps`]):
 //!    [`owner`] runs the two commands, [`console`] is the client of the guest's serial socket,
-//!    [`net`] of its network, [`vsock`] of its sockets.
+//!    [`net`] of its network, [`vsock`] of its sockets; [`delay`] makes disks slow.
 //! 4. What was seen is one [`report`]; [`judge`] says what in it is wrong.
 //! 5. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
 
 pub mod alone;
 pub mod console;
 pub mod cpio;
+pub mod delay;
 pub mod disks;
 pub mod host;
 pub mod image;

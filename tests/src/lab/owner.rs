@@ -48,9 +48,9 @@ impl Owner {
                 Terminal::Virtio => format!("--device=virtio-serial-pci,console=unix:{}", serial().display()),
             },
         ];
-        let disks = (0..guest.disks.len())
-            .map(|index| format!("--device=virtio-blk-pci,path=/dev/{}", disks::device(index)));
-        arguments.extend(disks);
+        let disk =
+            |(index, disk)| format!("--device=virtio-blk-pci,path={}", disks::path(index, disk).display());
+        arguments.extend(guest.disks.iter().enumerate().map(disk));
         arguments.extend(guest.net.iter().map(|net| {
             let vhost = if net.vhost { ",vhost=on" } else { "" };
             let mac = net::MAC.map(|byte| format!("{byte:02x}")).join(":");
@@ -72,6 +72,17 @@ impl Owner {
             print!("{}", fs::read_to_string(path).unwrap_or_default());
         }
         println!("---");
+    }
+
+    /// Prints where each thread of the guest's owner is, and how much it has run.
+    pub fn show_threads(&self) {
+        let tasks = format!("/proc/{}/task", self.process.id());
+        for task in fs::read_dir(tasks).into_iter().flatten().flatten() {
+            let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let (name, status, stack) = (read("comm"), read("schedstat"), read("stack"));
+            let stack: Vec<_> = stack.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+            println!("{}: {}; {} {}", name.trim(), status.trim(), read("wchan"), stack.join(" "));
+        }
     }
 
     fn resume(&mut self, from: &str) -> Result<Child> {

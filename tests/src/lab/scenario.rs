@@ -107,6 +107,9 @@ pub struct Disk {
     /// Whether it has an ext4 file system, mounted all along; otherwise its blocks are used as they are.
     #[serde(default)]
     pub ext4: bool,
+    /// Milliseconds that the host takes more for each request.
+    #[serde(default)]
+    pub delay_ms: u64,
 }
 
 impl Guest {
