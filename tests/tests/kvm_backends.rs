@@ -113,6 +113,8 @@ fn an_image_that_another_guest_has_is_refused_and_its_holder_named() -> anyhow::
     Ok(())
 }
 
+type Change<'a> = &'a dyn Fn() -> anyhow::Result<()>;
+
 fn an_image_that_grew_was_written_or_replaced_since_the_save_is_refused_until_it_is_back()
 -> anyhow::Result<()> {
     let host = Host::new()?;
@@ -137,7 +139,7 @@ fn an_image_that_grew_was_written_or_replaced_since_the_save_is_refused_until_it
         back()
     };
     let put_back = || Ok(fs::rename(&kept, &path)?);
-    let changes: [(&str, &dyn Fn() -> anyhow::Result<()>, &dyn Fn() -> anyhow::Result<()>); 3] =
+    let changes: [(&str, Change<'_>, Change<'_>); 3] =
         [("size", &grow, &back), ("modif", &write, &back), ("inode", &replace, &put_back)];
     for (named, change, undo) in changes {
         change()?;
