@@ -126,7 +126,7 @@ impl MachineConfig {
 
     /// Gives each device the id and the slot that it keeps for all of the guest's life, if it has none yet.
     pub fn settle(&mut self) {
-        device::settle(&mut self.devices);
+        device::settle(&mut self.devices, self.uuid);
     }
 
     /// Finds what can be known to fail before anything is built.

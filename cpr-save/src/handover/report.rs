@@ -1,5 +1,6 @@
 //! What a handover came to.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde_json::{Value, json};
@@ -38,12 +39,22 @@ impl Report {
     pub fn text(&self, mode: Mode) -> String {
         let mut text = format!("{mode}: done");
         if let Some(report) = &self.full {
-            for phase in &report.phases {
-                let _ = write!(text, "\n  {:<12} {:>12}", phase.phase, milliseconds(phase.us));
+            let (of_devices, others): (Vec<_>, Vec<_>) =
+                report.phases.iter().partition(|phase| phase.device().is_some());
+            for phase in others {
+                let _ = write!(text, "\n  {:<24} {:>12}", phase.phase, milliseconds(phase.us));
             }
-            let _ = write!(text, "\n  {:<12} {:>12}", "total", milliseconds(report.total_us));
+            // A device's steps, some in the source and some in the target, add up to what it adds to the downtime.
+            let mut devices = BTreeMap::<_, u64>::new();
+            for phase in of_devices {
+                *devices.entry(phase.device().unwrap_or_default()).or_default() += phase.us;
+            }
+            for (device, us) in devices {
+                let _ = write!(text, "\n  {:<24} {:>12}", format!("device {device}"), milliseconds(us));
+            }
+            let _ = write!(text, "\n  {:<24} {:>12}", "total", milliseconds(report.total_us));
             let downtime = report.downtime_us.map_or("not known".to_owned(), milliseconds);
-            let _ = write!(text, "\n  {:<12} {downtime:>12}", "downtime");
+            let _ = write!(text, "\n  {:<24} {downtime:>12}", "downtime");
             let _ = write!(
                 text,
                 "\nmoved {} bytes of state, {} descriptors, {} vCPUs; {} of RAM kept in place, {} copied",

@@ -69,6 +69,7 @@ fn status(watch: &Watch) -> Status {
         kernel_messages: watch.kernel_messages.count(),
         disks: watch.disks.report(),
         net: watch.net.as_ref().map(crate::memory::Checks::report),
+        vsock: watch.vsock.as_ref().map(crate::memory::Checks::report),
     }
 }
 

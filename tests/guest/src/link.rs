@@ -9,6 +9,10 @@ mod ioctl {
     nix::ioctl_write_ptr_bad!(set_address, libc::SIOCSIFADDR, libc::ifreq);
     nix::ioctl_write_ptr_bad!(set_netmask, libc::SIOCSIFNETMASK, libc::ifreq);
     nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+    nix::ioctl_write_ptr_bad!(set_neighbour, SIOCSARP, libc::arpreq);
+
+    /// Of `linux/sockios.h`.
+    const SIOCSARP: libc::c_int = 0x8955;
 }
 
 /// A request about the interface with the given name; the rest of it is zero.
@@ -29,11 +33,30 @@ pub fn request(name: &str) -> io::Result<libc::ifreq> {
 
 fn with_address(name: &str, address: Ipv4Addr) -> io::Result<libc::ifreq> {
     let mut request = request(name)?;
-    let mut data = [0; 14];
-    data[2..6].copy_from_slice(&address.octets());
-    let sa_data = data.map(|byte| byte as c_char);
-    request.ifr_ifru.ifru_addr = libc::sockaddr { sa_family: libc::AF_INET as u16, sa_data };
+    request.ifr_ifru.ifru_addr = socket_address(libc::AF_INET as u16, 2, &address.octets());
     Ok(request)
+}
+
+fn socket_address(sa_family: u16, at: usize, bytes: &[u8]) -> libc::sockaddr {
+    let mut data = [0; 14];
+    data[at..at + bytes.len()].copy_from_slice(bytes);
+    libc::sockaddr { sa_family, sa_data: data.map(|byte| byte as c_char) }
+}
+
+/// Says once and for all which Ethernet address an interface's neighbour has.
+pub fn neighbour(name: &str, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {
+    const ATF_COM: libc::c_int = 2;
+    const ATF_PERM: libc::c_int = 4;
+    // SAFETY: the structure is plain numbers, for which zero is a value.
+    let mut entry: libc::arpreq = unsafe { std::mem::zeroed() };
+    entry.arp_pa = socket_address(libc::AF_INET as u16, 2, &address.octets());
+    entry.arp_ha = socket_address(libc::ARPHRD_ETHER, 0, &mac);
+    entry.arp_flags = ATF_COM | ATF_PERM;
+    entry.arp_dev = request(name)?.ifr_name;
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: the descriptor is open and the request outlives the call, which only reads it.
+    unsafe { ioctl::set_neighbour(socket.as_raw_fd(), &raw const entry)? };
+    Ok(())
 }
 
 /// Gives an interface an address in a network of 256 and sets it up.

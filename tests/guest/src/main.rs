@@ -10,7 +10,8 @@
 //!
 //! Options on the kernel's command line: `guest.load=mem,cpu,rng` (what load), `guest.mem=256` (MiB of patterns),
 //! `guest.rate=10` (numbered lines a second), `guest.console=ttyS0` (which terminal), `guest.disks=vda,vdb:ext4` (disks
-//! to put load on), `guest.net=192.0.2.2` (eth0's address, where messages are answered).
+//! to put load on), `guest.net=192.0.2.2` (eth0's address, where messages are answered), `guest.vsock=on` (they are
+//! on AF_VSOCK, too).
 
 mod clocks;
 mod commands;
@@ -26,6 +27,7 @@ mod random;
 mod registers;
 mod setup;
 mod timer;
+mod vsock;
 
 use std::sync::Arc;
 use std::thread;
@@ -46,6 +48,7 @@ struct Watch {
     kernel_messages: kmsg::Seen,
     disks: disk::Disks,
     net: Option<memory::Checks>,
+    vsock: Option<memory::Checks>,
 }
 
 fn main() {
@@ -71,6 +74,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         kernel_messages: kmsg::Seen::default(),
         disks: disk::Disks::start(&options.disks),
         net: options.net.map(|_| memory::Checks::default()),
+        vsock: options.vsock.then(memory::Checks::default),
     });
     setup::quiet_console();
     watch.console.reply(&format!("READY cpus={cpus}"));
@@ -95,6 +99,10 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(address) = options.net {
         let net = Arc::clone(&watch);
         thread::spawn(move || net.net.as_ref().map(|checks| net::run(checks, address)));
+    }
+    if options.vsock {
+        let vsock = Arc::clone(&watch);
+        thread::spawn(move || vsock.vsock.as_ref().map(vsock::run));
     }
     let timer = Arc::clone(&watch);
     thread::spawn(move || timer::run(&timer.timer));

@@ -23,6 +23,8 @@ pub struct Options {
     pub disks: Vec<Named>,
     /// The network interface's address.
     pub net: Option<Ipv4Addr>,
+    /// Whether messages are answered on AF_VSOCK.
+    pub vsock: bool,
 }
 
 impl Options {
@@ -37,6 +39,7 @@ impl Options {
             console: "ttyS0".into(),
             disks: Vec::new(),
             net: None,
+            vsock: false,
         };
         for word in cmdline.split_whitespace() {
             let Some((key, value)) = word.split_once('=') else { continue };
@@ -51,6 +54,7 @@ impl Options {
                 "guest.rate" => options.rate = value.parse().unwrap_or(options.rate).clamp(1, 1000),
                 "guest.disks" => options.disks = Named::list(value),
                 "guest.net" => options.net = value.parse().ok(),
+                "guest.vsock" => options.vsock = value == "on",
                 _ => {}
             }
         }
@@ -77,7 +81,8 @@ mod tests {
                 rate: 1,
                 console: "hvc0".into(),
                 disks: Vec::new(),
-                net: None
+                net: None,
+                vsock: false
             }
         );
     }

@@ -33,6 +33,9 @@ pub struct Status {
     /// The messages of the TCP stream, if there is a network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<Checked>,
+    /// The messages over AF_VSOCK, if it has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<Checked>,
 }
 
 /// A thread on one CPU that wakes every 10 ms.

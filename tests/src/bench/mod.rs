@@ -10,6 +10,7 @@
 //! All of it runs at a raised priority where that is allowed, so that other work on the machine is not measured.
 
 mod contenders;
+mod devices;
 mod stats;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -35,6 +36,18 @@ struct Cli {
 enum What {
     /// The longest time that a guest stands still in a handover, in each mode, for ours and for QEMU
     Downtime(Downtime),
+    /// What each idle device adds to the downtime of a transfer
+    Devices(Devices),
+}
+
+#[derive(clap::Args)]
+struct Devices {
+    /// How many transfers
+    #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -58,10 +71,13 @@ struct Downtime {
 
 /// Measures what the command line asks for.
 pub fn main() -> anyhow::Result<()> {
-    let What::Downtime(options) = Cli::parse().what;
+    let what = Cli::parse().what;
     // SAFETY: a request about this process; refused, it changes nothing.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -10) };
-    downtime(&options)
+    match what {
+        What::Downtime(options) => downtime(&options),
+        What::Devices(options) => devices::run(options.count, options.json),
+    }
 }
 
 fn downtime(options: &Downtime) -> anyhow::Result<()> {

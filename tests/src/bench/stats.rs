@@ -45,7 +45,7 @@ pub struct Results {
     pub samples: Vec<Sample>,
 }
 
-fn median(values: impl Iterator<Item = Duration>) -> Duration {
+pub fn median(values: impl Iterator<Item = Duration>) -> Duration {
     let mut values: Vec<_> = values.collect();
     values.sort_unstable();
     let middle = values.len() / 2;
@@ -56,7 +56,7 @@ fn median(values: impl Iterator<Item = Duration>) -> Duration {
     }
 }
 
-fn ms(time: Duration) -> f64 {
+pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 

@@ -111,6 +111,16 @@ fn figures(report: &Report, directory: &Path) {
             net.answers, net.lost, net.reordered, net.gap, net.messages, net.stream_gap
         );
     }
+    for (step, vsock) in report.steps.iter().filter_map(|step| Some((&step.step, step.vsock.as_ref()?))) {
+        println!(
+            "  vsock, {step}: {} messages, longest gap {:.1} ms; {} connections ended, renewed within {:.1} ms{}",
+            vsock.messages,
+            vsock.gap,
+            vsock.ended,
+            vsock.renewal,
+            vsock.how.as_ref().map(|how| format!(" ({how})")).unwrap_or_default()
+        );
+    }
     let (stream, pings) = (&report.stream, &report.pings);
     println!(
         "  serial: {} lines, {} lost, {} repeated, {} damaged, {} unread; pings: {} of {} answered",

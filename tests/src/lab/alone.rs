@@ -20,8 +20,8 @@ pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
     let initrd = directory.join("guest.cpio");
     image::guest(&initrd, &kernel, &scenario.guest)?;
     let disks = disks::make(directory, &scenario.guest)?;
-    if scenario.guest.net {
-        net::prepare()?;
+    if let Some(net) = &scenario.guest.net {
+        net::prepare(net)?;
     }
     // A socket's path must be short, whatever the directory's is.
     let runtime = tempfile::tempdir()?;
@@ -33,7 +33,7 @@ pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
         initrd: &initrd,
         cmdline: &scenario.guest.cmdline(),
         disks: &disks,
-        tap: scenario.guest.net.then_some(net::TAP),
+        tap: scenario.guest.net.as_ref().map(|_| net::TAP),
         serial: &[format!("unix:{},server=on,wait=on", socket.display())],
         devices: &scenario.guest.devices,
     };
@@ -48,6 +48,10 @@ pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
 impl Machine for Alone {
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver> {
         bail!("{mode} needs a host in the scenario")
+    }
+
+    fn roll_back(&mut self) -> Result<HandOver> {
+        bail!("a handover that fails needs a host in the scenario")
     }
 
     fn stop(&mut self) -> Result<()> {

@@ -22,6 +22,9 @@ const HOST_MODULES: [&str; 2] = ["kvm_amd", "kvm_intel"];
 /// What a machine with a network needs besides.
 const NET_MODULES: [&str; 4] = ["virtio_pci", "virtio_net", "tun", "vhost_net"];
 
+/// What a machine with AF_VSOCK sockets needs besides.
+const VSOCK_MODULES: [&str; 3] = ["virtio_pci", "vmw_vsock_virtio_transport", "vhost_vsock"];
+
 /// Where the host's RAM disk has the guest's kernel.
 pub const GUEST_KERNEL: &str = "/guest/kernel";
 /// Where the host's RAM disk has the guest's RAM disk.
@@ -82,8 +85,11 @@ fn modules_of(guest: &Guest, always: &[&'static str]) -> Vec<&'static str> {
     if !guest.disks.is_empty() {
         names.extend(DISK_MODULES);
     }
-    if guest.net {
+    if guest.net.is_some() {
         names.extend(NET_MODULES);
+    }
+    if guest.vsock {
+        names.extend(VSOCK_MODULES);
     }
     names
 }

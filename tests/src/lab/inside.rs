@@ -56,8 +56,8 @@ fn without_handover(scenario: &Scenario, time: Duration) -> Scenario {
 
 fn guest(scenario: &Scenario) -> Report {
     let run = || -> Result<Report> {
-        if scenario.guest.net {
-            net::prepare()?;
+        if let Some(net) = &scenario.guest.net {
+            net::prepare(net)?;
         }
         let mut owner = Owner::boot(&scenario.guest)?;
         let console = Console::connect(&owner::serial(), Path::new(GUEST_CONSOLE))?;

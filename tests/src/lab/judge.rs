@@ -7,12 +7,14 @@ use guest_init::status::Status;
 use super::net::NetReport;
 use super::report::{Report, StepReport};
 use super::scenario::{Margins, Mode, Scenario, Step};
+use super::vsock::VsockReport;
 
 /// Everything in a report that is not as the scenario wants it, each in one sentence. Empty: passed.
 pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
     let mut wrong = Vec::new();
-    for step in &report.steps {
-        judge_step(step, scenario.margins, &mut wrong);
+    let before = std::iter::once(0.0).chain(report.steps.iter().map(stands));
+    for (step, before) in report.steps.iter().zip(before) {
+        judge_step(step, before, scenario.margins, &mut wrong);
     }
     if let Some(status) = &report.status {
         judge_status(status, scenario, &mut wrong);
@@ -20,8 +22,15 @@ pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
             let first = net.first.as_deref().unwrap_or("unknown");
             wrong.push(format!("the guest's network failed {} times, first: {first}", net.errors));
         }
-        if scenario.guest.net && status.net.as_ref().is_none_or(|net| net.passes == 0) {
+        if scenario.guest.net.is_some() && status.net.as_ref().is_none_or(|net| net.passes == 0) {
             wrong.push("the guest answered no message of the TCP stream".into());
+        }
+        if let Some(vsock) = status.vsock.as_ref().filter(|vsock| vsock.errors != 0) {
+            let first = vsock.first.as_deref().unwrap_or("unknown");
+            wrong.push(format!("the guest's AF_VSOCK server failed {} times, first: {first}", vsock.errors));
+        }
+        if scenario.guest.vsock && status.vsock.as_ref().is_none_or(|vsock| vsock.passes == 0) {
+            wrong.push("the guest answered no message over AF_VSOCK".into());
         }
         judge_disks(status, report.powered_off, scenario, &mut wrong);
     }
@@ -78,15 +87,25 @@ fn class(message: &str) -> &str {
     message.split(':').next().unwrap_or_default()
 }
 
-fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
-    let name = &step.step;
-    let reboot = name.ends_with(&Mode::Reboot.to_string());
-    if step.total.is_some() && step.paused == 0.0 && step.downtime.is_none() && !reboot {
+/// For how long a guest stands in a step, in milliseconds. In a reboot that is as long as the operator takes to start the
+/// new process.
+fn stands(step: &StepReport) -> f64 {
+    let handed_over = if is_reboot(step) { step.total } else { step.downtime };
+    handed_over.unwrap_or(0.0) + step.paused
+}
+
+fn is_reboot(step: &StepReport) -> bool {
+    step.step.ends_with(&Mode::Reboot.to_string())
+}
+
+/// `before`: for how long the guest stood in the step before.
+fn judge_step(step: &StepReport, before: f64, margins: Margins, wrong: &mut Vec<String>) {
+    let (name, reboot, stands) = (&step.step, is_reboot(step), stands(step));
+    let back = *name == Step::RollBack.to_string();
+    if step.total.is_some() && step.paused == 0.0 && step.downtime.is_none() && !reboot && !back {
         wrong.push(format!("{name}: no downtime was reported"));
     }
-    // In a reboot the guest stands for as long as the operator takes to start the new process.
-    let stands = if reboot { step.total } else { step.downtime };
-    let allowed = stands.unwrap_or(0.0) + step.paused + margins.gap_ms as f64;
+    let allowed = stands + margins.gap_ms as f64;
     if step.gap() > allowed {
         wrong.push(format!(
             "{name}: a heartbeat was missed for {:.0} ms, allowed are {allowed:.0} ms",
@@ -101,7 +120,7 @@ fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
             wrong.push(format!("{name}: the guest's {clock} clock went {drift:+.0} ms against the host's"));
         }
     }
-    let disk_allowed = stands.unwrap_or(0.0) + step.paused + margins.disk_ms as f64;
+    let disk_allowed = stands + margins.disk_ms as f64;
     if step.disk > disk_allowed {
         wrong.push(format!(
             "{name}: a request to a disk took {:.0} ms, allowed are {disk_allowed:.0} ms",
@@ -109,7 +128,10 @@ fn judge_step(step: &StepReport, margins: Margins, wrong: &mut Vec<String>) {
         ));
     }
     if let Some(net) = &step.net {
-        judge_net(name, net, stands.unwrap_or(0.0), step.paused, margins, wrong);
+        judge_net(name, net, stands, before, margins, wrong);
+    }
+    if let Some(vsock) = &step.vsock {
+        judge_vsock(step, vsock, stands + margins.net_ms as f64, wrong);
     }
     if step.disconnects != 0 && !reboot {
         wrong.push(format!("{name}: the serial client lost its connection"));
@@ -160,17 +182,17 @@ fn judge_status(status: &Status, scenario: &Scenario, wrong: &mut Vec<String>) {
 fn judge_net(
     name: &str,
     net: &NetReport,
-    stands: f64,
-    paused: f64,
+    still: f64,
+    before: f64,
     margins: Margins,
     wrong: &mut Vec<String>,
 ) {
-    let still = stands + paused;
-    // TCP waits twice as long before each time that it sends again, so it may notice late that the guest is back.
+    // TCP waits twice as long before each time that it sends again, so it may notice late that the guest is back: in the
+    // next step, perhaps.
     for (what, gap, times) in
         [("answer to a ping", net.gap, 1.0), ("message of the TCP stream", net.stream_gap, 2.0)]
     {
-        let allowed = still * times + margins.net_ms as f64;
+        let allowed = still.max(before) * times + margins.net_ms as f64;
         if gap > allowed {
             wrong.push(format!("{name}: no {what} came for {gap:.0} ms, allowed are {allowed:.0} ms"));
         }
@@ -185,6 +207,37 @@ fn judge_net(
     }
     if let Some(what) = &net.broken {
         wrong.push(format!("{name}: the TCP stream broke: {what}"));
+    }
+}
+
+/// Connections may end with a handover, and with nothing else; new ones are made at once.
+fn judge_vsock(step: &StepReport, vsock: &VsockReport, allowed: f64, wrong: &mut Vec<String>) {
+    let name = &step.step;
+    if vsock.messages == 0 {
+        wrong.push(format!("{name}: no message came over AF_VSOCK"));
+    }
+    if vsock.gap > allowed {
+        let gap = vsock.gap;
+        wrong.push(format!(
+            "{name}: no message came over AF_VSOCK for {gap:.0} ms, allowed are {allowed:.0} ms"
+        ));
+    }
+    // An exec is two handovers.
+    let excused = match step.total {
+        None => 0,
+        Some(_) if *name == Step::RollBack.to_string() => 0,
+        Some(_) if name.ends_with(&Mode::Exec.to_string()) => 2,
+        Some(_) => 1,
+    };
+    if vsock.ended > excused {
+        let how = vsock.how.as_deref().unwrap_or("unknown");
+        wrong.push(format!(
+            "{name}: {} connections over AF_VSOCK ended, excused are {excused}: {how}",
+            vsock.ended
+        ));
+    }
+    if let Some(what) = &vsock.broken {
+        wrong.push(format!("{name}: the stream over AF_VSOCK broke: {what}"));
     }
 }
 
@@ -240,6 +293,7 @@ mod tests {
             wall_drift: -0.1,
             disk: 35.0,
             net: Some(NetReport::default()),
+            vsock: Some(VsockReport { messages: 9, ..VsockReport::default() }),
             disconnects: 0,
             descriptors: Some(30),
         }
@@ -273,6 +327,7 @@ mod tests {
                     finished: true,
                 }],
                 net: None,
+                vsock: None,
             }),
             stream: guest_init::stream::StreamStats { lines: 100, ..Default::default() },
             pings: Pings { sent: 9, answered: 9, wrong: 0 },
@@ -289,12 +344,16 @@ mod tests {
     #[test]
     fn each_thing_that_a_guest_may_notice_fails_by_itself() {
         type Spoil = fn(&mut Report);
-        let spoils: [(&str, Spoil); 22] = [
+        let spoils: [(&str, Spoil); 26] = [
+            ("no message came over AF_VSOCK", |r| r.steps[0].vsock.as_mut().unwrap().messages = 0),
+            ("AF_VSOCK for 9000 ms", |r| r.steps[0].vsock.as_mut().unwrap().gap = 9000.0),
+            ("2 connections over AF_VSOCK ended", |r| r.steps[0].vsock.as_mut().unwrap().ended = 2),
+            ("over AF_VSOCK broke", |r| r.steps[0].vsock.as_mut().unwrap().broken = Some("x".into())),
             ("no answer to a ping came", |r| r.steps[0].net.as_mut().unwrap().gap = 9000.0),
             ("pings were lost", |r| r.steps[0].net.as_mut().unwrap().lost = 9),
             ("out of order", |r| r.steps[0].net.as_mut().unwrap().reordered = 1),
             ("TCP stream broke", |r| r.steps[0].net.as_mut().unwrap().broken = Some("x".into())),
-            ("a request to a disk took 9000 ms", |r| r.steps[0].disk = 9000.0),
+            ("a request to a disk took 29000 ms", |r| r.steps[0].disk = 29000.0),
             ("a file system is not whole", |r| r.file_systems.push("e2fsck".into())),
             ("disk vda failed the guest", |r| r.status.as_mut().unwrap().disks[0].errors = 1),
             ("0 flushes", |r| r.status.as_mut().unwrap().disks[0].syncs = 0),

@@ -6,7 +6,7 @@
 //!    [`modules`]) and the guest's [`disks`], keeps the console and gives up at the scenario's bound.
 //! 3. Inside, [`init`] is the host's first process and [`inside`] takes the guest through the scenario's steps ([`steps`]):
 //!    [`owner`] runs the two commands, [`console`] is the client of the guest's serial socket,
-//!    [`net`] of its network; [`delay`] makes disks slow.
+//!    [`net`] of its network, [`vsock`] of its sockets; [`delay`] makes disks slow.
 //! 4. What was seen is one [`report`]; [`judge`] says what in it is wrong.
 //! 5. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
 
@@ -27,3 +27,4 @@ pub mod qemu;
 pub mod report;
 pub mod scenario;
 pub mod steps;
+pub mod vsock;

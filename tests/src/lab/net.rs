@@ -12,14 +12,27 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use guest_init::{link, message};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use serde::{Deserialize, Serialize};
+
+use super::scenario::Net;
 
 /// The name of the tap.
 pub const TAP: &str = "cpr0";
 /// The guest's address.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// The guest's Ethernet address, which is QEMU's first too.
+pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PING_EVERY: Duration = Duration::from_millis(2);
+/// Pings that may be on their way at once. A tap holds a thousand; the guest's kernel drops its own answers when 172 of
+/// them (what fits in the send buffer of its ICMP socket) wait to be sent.
+const OUTSTANDING: u64 = 128;
+/// How long pings wait for an answer when so many are on their way.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes of answers that may wait to be read.
+const RECEIVE_BUFFER: usize = 16 << 20;
 /// Messages of the TCP stream that are on their way at once.
 const WINDOW: u64 = 16;
 /// The kernel's IPv4 header before an ICMP message that is read.
@@ -67,15 +80,19 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 }
 
 /// Enters a network namespace of its own and makes the tap in it, before the guest's machine starts.
-pub fn prepare() -> Result<()> {
+pub fn prepare(net: &Net) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET)
         .context("entering a network namespace (the lab's networks need root)")?;
     let tun =
         OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("opening /dev/net/tun")?;
     let mut request = link::request(TAP)?;
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    let several = if net.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as i16;
     attach(&tun, &request).with_context(|| format!("making the tap {TAP}"))?;
-    link::up(TAP, HOST).with_context(|| format!("setting up the tap {TAP}"))
+    link::up(TAP, HOST).with_context(|| format!("setting up the tap {TAP}"))?;
+    // A tap that loses its owner for a while takes what was learnt with it, and what waits for an answer to "who has"
+    // is overtaken by what comes after the answer.
+    link::neighbour(TAP, GUEST, MAC).context("saying which address the guest has")
 }
 
 fn attach(tun: &File, request: &libc::ifreq) -> Result<()> {
@@ -121,10 +138,16 @@ impl Network {
         // Sending to and receiving from an address are the same calls for a raw socket.
         let socket = Arc::new(UdpSocket::from(socket));
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER).context("enlarging a socket's buffer")?;
         let (out, stop) = (Arc::clone(&socket), Arc::clone(&self.stop));
+        let seen = Arc::clone(&self.seen);
         thread::spawn(move || {
             let mut due = Instant::now();
             for number in 0.. {
+                while lock(&seen).is_waiting(number) {
+                    thread::sleep(PING_EVERY);
+                    due = Instant::now();
+                }
                 if stop.load(SeqCst) {
                     return;
                 }
@@ -191,6 +214,11 @@ impl Drop for Network {
 }
 
 impl Seen {
+    /// Whether a ping is to wait until earlier ones are answered.
+    fn is_waiting(&self, number: u64) -> bool {
+        number >= self.next + OUTSTANDING && self.answered.elapsed() < PATIENCE
+    }
+
     fn answer(&mut self, number: u64) {
         self.report.gap = self.report.gap.max(self.answered.elapsed().as_secs_f64() * 1e3);
         self.answered = Instant::now();

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use vmm_core::cpr::transfer::message::{Message, State};
 
-use super::disks;
 use super::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL};
 use super::scenario::{Backing, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
+use super::{disks, net, vsock};
+use crate::harness::proxy::{Action, Proxy};
 
 const NAME: &str = "vm1";
 const RUNTIME: &str = "/run/cpr";
@@ -49,6 +51,14 @@ impl Owner {
         let disk =
             |(index, disk)| format!("--device=virtio-blk-pci,path={}", disks::path(index, disk).display());
         arguments.extend(guest.disks.iter().enumerate().map(disk));
+        arguments.extend(guest.net.iter().map(|net| {
+            let vhost = if net.vhost { ",vhost=on" } else { "" };
+            let mac = net::MAC.map(|byte| format!("{byte:02x}")).join(":");
+            format!("--device=virtio-net-pci,tap={},mac={mac},queues={}{vhost}", net::TAP, net.queues)
+        }));
+        if guest.vsock {
+            arguments.push(format!("--device=vhost-vsock-pci,guest-cid={}", vsock::GUEST));
+        }
         arguments.extend(guest.devices.iter().map(|device| format!("--device={device}")));
         let process = load(&arguments, 0)?;
         Ok(Self { process, started: 1 })
@@ -117,6 +127,25 @@ impl Machine for Owner {
         }
         let total = milliseconds(started.elapsed());
         Ok(HandOver { downtime: downtime(&report), total })
+    }
+
+    fn roll_back(&mut self) -> Result<HandOver> {
+        let incoming = format!("{RUNTIME}/{NAME}.lost");
+        let mut target = self.resume(&format!("unix:{incoming}"))?;
+        until("the target to listen", || Ok(Path::new(&incoming).exists().then_some(())))?;
+        let between = Path::new(RUNTIME).join(format!("{NAME}.between"));
+        let proxy = Proxy::start(between.clone(), Path::new(&incoming), |crossing| {
+            if crossing.frame.kind == State::KIND { Action::Close } else { Action::Pass }
+        })?;
+        let started = Instant::now();
+        let done = save(&["transfer", NAME, "--to", &format!("unix:{}", between.display())]);
+        let total = milliseconds(started.elapsed());
+        drop(proxy);
+        fs::remove_file(between)?;
+        match (done, exit(&mut target, WITHIN)?) {
+            (Err(_), Some(ended)) if !ended.success() => Ok(HandOver { downtime: None, total }),
+            (done, ended) => bail!("a transfer that lost its state said {done:?}, and its target {ended:?}"),
+        }
     }
 
     fn stop(&mut self) -> Result<()> {

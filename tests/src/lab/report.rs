@@ -1,6 +1,7 @@
 //! What was seen in one run of a scenario.
 
 use super::net::NetReport;
+use super::vsock::VsockReport;
 use guest_init::status::Status;
 use guest_init::stream::StreamStats;
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,9 @@ pub struct StepReport {
     /// What was seen of the network, if there is one.
     #[serde(default)]
     pub net: Option<NetReport>,
+    /// What was seen of the stream over AF_VSOCK, if there is one.
+    #[serde(default)]
+    pub vsock: Option<VsockReport>,
     /// The client's connections that ended during the step.
     pub disconnects: u64,
     /// Open descriptors of the process that owns the guest.

@@ -75,9 +75,27 @@ pub struct Guest {
     /// Its disks, all of which it puts load on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
-    /// Whether it has a network, which is pinged and holds a TCP stream.
+    /// Its network, if it has one, which is pinged and holds a TCP stream.
+    pub net: Option<Net>,
+    /// Whether it has AF_VSOCK sockets, over which a stream is held.
     #[serde(default)]
-    pub net: bool,
+    pub vsock: bool,
+}
+
+/// A network of the guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Net {
+    /// Pairs of queues.
+    pub queues: u16,
+    /// Whether the host's kernel moves the packets.
+    pub vhost: bool,
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Self { queues: 1, vhost: false }
+    }
 }
 
 /// A disk of the guest.
@@ -112,9 +130,12 @@ impl Guest {
             words.push_str(" guest.disks=");
             words.push_str(&named.join(","));
         }
-        if self.net {
+        if self.net.is_some() {
             words.push_str(" guest.net=");
             words.push_str(&net::GUEST.to_string());
+        }
+        if self.vsock {
+            words.push_str(" guest.vsock=on");
         }
         words
     }
@@ -216,6 +237,8 @@ pub enum Step {
     Paused(Mode),
     /// It is handed over so many times, in an order that has all modes: `mixed COUNT`.
     Mixed(u32),
+    /// It is handed over to a process that is lost when it has all but the state, and goes on where it was: `rollback`.
+    RollBack,
     /// It powers itself off: `poweroff`.
     PowerOff,
 }
@@ -238,6 +261,7 @@ impl fmt::Display for Step {
             Self::HandOver(mode) => mode.fmt(f),
             Self::Paused(mode) => write!(f, "paused {mode}"),
             Self::Mixed(count) => write!(f, "mixed {count}"),
+            Self::RollBack => f.write_str("rollback"),
             Self::PowerOff => f.write_str("poweroff"),
         }
     }
@@ -254,12 +278,13 @@ impl FromStr for Step {
             ("run", seconds) => number(seconds).map(|seconds| Self::Run(Duration::from_secs(seconds))),
             ("mixed", count) => number(count).map(|count| Self::Mixed(count as u32)),
             ("paused", Some(argument)) => mode(argument).map(Self::Paused),
+            ("rollback", None) => Some(Self::RollBack),
             ("poweroff", None) => Some(Self::PowerOff),
             (word, None) => mode(word).map(Self::HandOver),
             _ => None,
         };
         step.ok_or_else(|| {
-            format!("'{text}' is no step: expected run SECONDS, MODE, paused MODE, mixed COUNT or poweroff")
+            format!("'{text}' is no step: expected run SECONDS, MODE, paused MODE, mixed COUNT, rollback or poweroff")
         })
     }
 }
@@ -292,7 +317,7 @@ pub struct Margins {
 
 impl Default for Margins {
     fn default() -> Self {
-        Self { gap_ms: 1500, drift_ms: 250, disk_ms: 8000, net_ms: 2000 }
+        Self { gap_ms: 1500, drift_ms: 250, disk_ms: 20_000, net_ms: 2000 }
     }
 }
 
@@ -315,7 +340,9 @@ mod tests {
 
     #[test]
     fn steps_are_read_and_printed_alike() {
-        for text in ["run 10", "transfer", "exec", "reboot", "paused exec", "mixed 10", "poweroff"] {
+        for text in
+            ["run 10", "transfer", "exec", "reboot", "paused exec", "mixed 10", "rollback", "poweroff"]
+        {
             assert_eq!(text.parse::<Step>().unwrap().to_string(), text);
         }
         for text in ["", "run", "run x", "teleport", "paused", "transfer 3", "mixed"] {

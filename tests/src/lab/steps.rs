@@ -10,6 +10,7 @@ use super::console::{Console, Reading};
 use super::net::Network;
 use super::report::{Report, StepReport};
 use super::scenario::{Mode, Scenario, Step};
+use super::vsock::Stream;
 
 /// How long a guest may take to boot.
 const BOOT_WITHIN: Duration = Duration::from_secs(90);
@@ -31,6 +32,8 @@ pub struct HandOver {
 pub trait Machine {
     /// Hands the guest over.
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver>;
+    /// Begins to hand the guest over, and has it come back when it is stopped and saved.
+    fn roll_back(&mut self) -> Result<HandOver>;
     /// Pauses the guest.
     fn stop(&mut self) -> Result<()>;
     /// Lets a paused guest go on.
@@ -45,7 +48,14 @@ pub trait Machine {
 
 /// Makes all steps; whatever stops them is in the report.
 pub fn run(scenario: &Scenario, machine: &mut dyn Machine, console: &Console) -> Report {
-    let mut run = Run { machine, console, network: None, report: Report::default(), messages_before: None };
+    let mut run = Run {
+        machine,
+        console,
+        network: None,
+        vsock: None,
+        report: Report::default(),
+        messages_before: None,
+    };
     if let Err(error) = run.all(scenario) {
         run.report.stopped_by = Some(format!("{error:#}"));
     }
@@ -64,6 +74,7 @@ struct Run<'a> {
     machine: &'a mut dyn Machine,
     console: &'a Console,
     network: Option<Network>,
+    vsock: Option<Stream>,
     report: Report,
     /// How many kernel messages there were when the first handover began.
     messages_before: Option<usize>,
@@ -74,8 +85,11 @@ impl Run<'_> {
         self.boot()?;
         println!("guest is up");
         self.console.start_pinging();
-        if scenario.guest.net {
+        if scenario.guest.net.is_some() {
             self.network = Some(Network::start()?);
+        }
+        if scenario.guest.vsock {
+            self.vsock = Some(Stream::start()?);
         }
         for step in scenario.steps.iter().flat_map(|step| step.expand()) {
             let report = self.step(step).with_context(|| format!("step '{step}'"))?;
@@ -115,6 +129,9 @@ impl Run<'_> {
         if let Some(network) = &self.network {
             network.take();
         }
+        if let Some(vsock) = &self.vsock {
+            vsock.take();
+        }
         let mut paused = Duration::ZERO;
         let handed_over = match step {
             Step::Run(time) => {
@@ -128,6 +145,7 @@ impl Run<'_> {
                 paused = since.elapsed();
                 Some(handed_over)
             }
+            Step::RollBack => Some(self.machine.roll_back()?),
             Step::Mixed(_) => bail!("a mixed step is expanded first"),
             Step::PowerOff => None,
         };
@@ -150,6 +168,7 @@ impl Run<'_> {
             wall_drift: drift(&before, &after, paused, |reading| reading.status.realtime),
             disk: after.status.disks.iter().map(|disk| disk.longest as f64 / 1e6).fold(0.0, f64::max),
             net: self.network.as_ref().map(Network::take),
+            vsock: self.vsock.as_ref().map(Stream::take),
             disconnects: self.console.stats().reconnects - disconnects,
             descriptors: self.machine.descriptors(),
         };
@@ -199,7 +218,7 @@ impl Run<'_> {
 
     fn power_off(&mut self) -> Result<()> {
         self.console.finish_pinging()?;
-        self.network = None;
+        (self.network, self.vsock) = (None, None);
         if self.report.status.as_ref().is_some_and(|status| !status.disks.is_empty()) {
             self.console.command("FINISH")?;
             self.report.status = Some(self.console.status()?.status);

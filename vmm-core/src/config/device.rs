@@ -5,11 +5,13 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::{ConfigError, Uuid};
 use crate::devices::pci::SLOTS;
 use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::console::ConsoleConfig;
+use crate::devices::virtio::net::{Mac, NetConfig};
 use crate::devices::virtio::rng::RngConfig;
+use crate::devices::virtio::vsock::VsockConfig;
 
 /// A device on the PCI bus. Written `DRIVER[,id=ID][,addr=SLOT]…` on the command line, `[[device]]` with `driver` in TOML.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,9 +23,15 @@ pub enum DeviceConfig {
     /// A disk.
     #[serde(rename = "virtio-blk-pci")]
     VirtioBlk(BlockConfig),
+    /// A network device.
+    #[serde(rename = "virtio-net-pci")]
+    VirtioNet(NetConfig),
     /// A console and ports with names.
     #[serde(rename = "virtio-serial-pci")]
     VirtioSerial(ConsoleConfig),
+    /// Sockets between guest and host.
+    #[serde(rename = "vhost-vsock-pci")]
+    VhostVsock(VsockConfig),
 }
 
 impl DeviceConfig {
@@ -32,7 +40,9 @@ impl DeviceConfig {
         match self {
             Self::VirtioRng(_) => "virtio-rng-pci",
             Self::VirtioBlk(_) => "virtio-blk-pci",
+            Self::VirtioNet(_) => "virtio-net-pci",
             Self::VirtioSerial(_) => "virtio-serial-pci",
+            Self::VhostVsock(_) => "vhost-vsock-pci",
         }
     }
 
@@ -41,7 +51,9 @@ impl DeviceConfig {
         match self {
             Self::VirtioRng(config) => config.id.as_deref(),
             Self::VirtioBlk(config) => config.id.as_deref(),
+            Self::VirtioNet(config) => config.id.as_deref(),
             Self::VirtioSerial(config) => config.id.as_deref(),
+            Self::VhostVsock(config) => config.id.as_deref(),
         }
     }
 
@@ -50,7 +62,9 @@ impl DeviceConfig {
         match self {
             Self::VirtioRng(config) => config.addr,
             Self::VirtioBlk(config) => config.addr,
+            Self::VirtioNet(config) => config.addr,
             Self::VirtioSerial(config) => config.addr,
+            Self::VhostVsock(config) => config.addr,
         }
     }
 
@@ -58,7 +72,9 @@ impl DeviceConfig {
         match self {
             Self::VirtioRng(config) => (&mut config.id, &mut config.addr),
             Self::VirtioBlk(config) => (&mut config.id, &mut config.addr),
+            Self::VirtioNet(config) => (&mut config.id, &mut config.addr),
             Self::VirtioSerial(config) => (&mut config.id, &mut config.addr),
+            Self::VhostVsock(config) => (&mut config.id, &mut config.addr),
         }
     }
 }
@@ -71,6 +87,9 @@ impl FromStr for DeviceConfig {
             |expected: String| ConfigError::Value { key: "device".into(), value: text.into(), expected };
         if text.split(',').next() == Some("virtio-blk-pci") {
             return Ok(Self::VirtioBlk(text.parse()?));
+        }
+        if text.split(',').next() == Some("virtio-net-pci") {
+            return Ok(Self::VirtioNet(text.parse()?));
         }
         let mut words = text.split(',');
         let mut table = toml::Table::new();
@@ -107,8 +126,8 @@ fn value_of(text: &str) -> toml::Value {
     }
 }
 
-/// Gives ids and slots to devices that have none: the same ones each time, and none to one that has.
-pub(super) fn settle(devices: &mut [DeviceConfig]) {
+/// Gives ids, slots and addresses to devices that have none: the same ones each time, and none to one that has.
+pub(super) fn settle(devices: &mut [DeviceConfig], guest: Uuid) {
     let mut taken: BTreeSet<u8> = devices.iter().filter_map(DeviceConfig::addr).collect();
     for device in devices {
         let driver = device.driver();
@@ -119,6 +138,9 @@ pub(super) fn settle(devices: &mut [DeviceConfig]) {
         }
         if let (None, Some(addr)) = (&id, addr) {
             *id = Some(format!("{}-{addr}", driver.strip_suffix("-pci").unwrap_or(driver)));
+        }
+        if let DeviceConfig::VirtioNet(NetConfig { mac: mac @ None, addr: Some(addr), .. }) = device {
+            *mac = Some(Mac::derive(guest, (*addr).into()));
         }
     }
 }
@@ -136,10 +158,18 @@ pub(super) fn validate(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
         if let DeviceConfig::VirtioBlk(config) = device {
             config.validate()?;
         }
+        if let DeviceConfig::VirtioNet(config) = device {
+            config.validate()?;
+        }
         if let DeviceConfig::VirtioSerial(config) = device {
             config
                 .validate()
                 .or_else(|why| refused("virtio-serial-pci", why, "ports that a guest can use"))?;
+        }
+        if let DeviceConfig::VhostVsock(config) = device {
+            config
+                .validate()
+                .or_else(|why| refused("vhost-vsock-pci", why, "an address that a guest can have"))?;
         }
         if let Some(id) = device.id() {
             let well_formed = (1..=64).contains(&id.len())
@@ -212,12 +242,12 @@ mod tests {
     #[test]
     fn slots_are_given_around_those_that_were_asked_for_and_stay() {
         let mut list = devices(&["virtio-rng-pci", "virtio-rng-pci,addr=1,id=x", "virtio-rng-pci"]);
-        settle(&mut list);
+        settle(&mut list, Uuid([7; 16]));
         let places: Vec<_> =
             list.iter().map(|device| (device.id().unwrap(), device.addr().unwrap())).collect();
         assert_eq!(places, [("virtio-rng-2", 2), ("x", 1), ("virtio-rng-3", 3)]);
         let settled = list.clone();
-        settle(&mut list);
+        settle(&mut list, Uuid([7; 16]));
         assert_eq!(list, settled);
     }
 

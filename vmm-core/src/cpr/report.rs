@@ -51,11 +51,24 @@ impl std::fmt::Display for Phase {
 /// How long a step took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseTime {
-    /// The step (`prepare`, `target: load vcpus`).
+    /// The step (`prepare`, `save: net0`, `target: load vcpus`). Steps follow each other: none is part of another.
     pub phase: String,
     /// Its length in microseconds.
     pub us: u64,
 }
+
+impl PhaseTime {
+    /// The device whose step it is, if it is one's ([`Stopwatch::lap_of`]).
+    pub fn device(&self) -> Option<&str> {
+        // In an exec each step is there twice, named for its way.
+        let phase = ["away: ", "back: "].iter().find_map(|way| self.phase.strip_prefix(way));
+        let phase = phase.unwrap_or(&self.phase);
+        DEVICE_STEPS.iter().find_map(|step| phase.strip_prefix(step)?.strip_prefix(": "))
+    }
+}
+
+/// The steps of devices.
+const DEVICE_STEPS: [&str; 4] = ["stop", "save", "target: load", "target: resume"];
 
 /// How a handover went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,9 +120,19 @@ impl Stopwatch {
         self.last = now;
     }
 
+    /// Ends a step of one device, which is called after both.
+    pub fn lap_of(&mut self, step: &str, device: &str) {
+        self.lap(format!("{step}: {device}"));
+    }
+
     /// `CLOCK_MONOTONIC` at the start, in ns.
     pub fn started_ns(&self) -> u64 {
         self.started
+    }
+
+    /// `CLOCK_MONOTONIC` at the end of the last step, in ns.
+    pub fn last_ns(&self) -> u64 {
+        self.last
     }
 
     /// The steps so far.
@@ -120,5 +143,22 @@ impl Stopwatch {
     /// Microseconds since the start.
     pub fn total(&self) -> u64 {
         (monotonic_ns() - self.started) / 1000
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_a_device_is_known_by_its_name() {
+        let mut watch = Stopwatch::start();
+        watch.lap_of("stop", "net0");
+        watch.lap_of("target: resume", "disk: a");
+        watch.lap("target: load vcpus");
+        watch.lap("save");
+        watch.lap("back: save: net0");
+        let devices: Vec<_> = watch.laps().iter().map(PhaseTime::device).collect();
+        assert_eq!(devices, [Some("net0"), Some("disk: a"), None, None, Some("net0")]);
     }
 }

@@ -9,7 +9,9 @@ use crate::devices::chardev::Chardev;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
+use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
 
 /// Where what a device is on comes from.
 #[derive(Debug)]
@@ -58,6 +60,15 @@ impl Source<'_> {
             DeviceConfig::VirtioBlk(config) => Arc::new(match self {
                 Self::Kept(fds) => Block::adopt(id, config, fds)?,
                 Self::New | Self::Reopened => Block::open(id, config)?,
+            }),
+            DeviceConfig::VirtioNet(config) => Arc::new(match self {
+                Self::New => Net::open(id, config, false)?,
+                Self::Kept(fds) => Net::adopt(id, config, fds)?,
+                Self::Reopened => Net::open(id, config, true)?,
+            }),
+            DeviceConfig::VhostVsock(config) => Arc::new(match self {
+                Self::Kept(fds) => Vsock::adopt(id, config, fds)?,
+                Self::New | Self::Reopened => Vsock::open(id, config)?,
             }),
             DeviceConfig::VirtioSerial(config) => {
                 let port = |(number, name, chardev): (u32, Option<&str>, &ChardevConfig)| {

@@ -120,11 +120,13 @@ impl Incoming {
         let vcpus = machine.vcpus.load_all(vcpus, &clock)?;
         watch.lap("target: load vcpus");
         chips.load(&machine.vm)?;
+        watch.lap("target: load chips");
         for device in machine.devices.all() {
             device.load(state)?;
+            watch.lap_of("target: load", device.id());
         }
         machine.devices.msi.commit()?;
-        watch.lap("target: load devices");
+        watch.lap("target: load interrupts");
         let off = clock.load_clock(&machine.vm)?;
         machine.vcpus.after_clock(&vcpus)?;
         tracing::debug!("kvmclock is off by {off} ns");

@@ -37,6 +37,7 @@ use crate::cpr::blockers::Blocker;
 use crate::cpr::fds::{FdError, FdTable};
 use crate::cpr::format::{FormatError, HeaderInfo, StateWriter, Versions};
 use crate::cpr::ownership::Claim;
+use crate::cpr::report::Stopwatch;
 use crate::devices::{Device, DeviceError};
 use crate::memory::{GuestRam, MemoryError, RamBlock};
 use crate::vcpu::group::{VcpuError, Vcpus};
@@ -174,16 +175,20 @@ impl Loaded {
         self
     }
 
-    /// Lets the guest go on, or stay paused if it was. The claim is the proof that it is ours.
-    pub fn enter(self, claim: Claim) -> Machine {
+    /// Lets the guest go on, or stay paused if it was. The claim is the proof that it is ours; `watch` gets a lap for each
+    /// device, and ends when the vCPUs are let go.
+    pub fn enter(self, claim: Claim, watch: &mut Stopwatch) -> Machine {
         *self.machine.lock_claim() = Some(claim);
+        watch.lap("target: claim");
         for device in self.machine.devices.all() {
             device.resume();
+            watch.lap_of("target: resume", device.id());
         }
         *self.machine.lock_state() = self.run_state;
         if self.run_state == RunState::Running {
             self.machine.vcpus.enter();
         }
+        watch.lap("target: enter");
         self.machine
     }
 }
@@ -360,6 +365,7 @@ pub fn readable_versions() -> Versions {
         .with::<crate::devices::pci::MsixState>()
         .with::<crate::devices::virtio::VirtioState>()
         .with::<crate::devices::virtio::block::BlockState>()
+        .with::<crate::devices::virtio::net::NetState>()
         .with::<crate::devices::virtio::console::ConsoleState>()
         .with::<crate::cpr::exec::state::Journey>()
         .with::<crate::cpr::reboot::stamp::RamStamp>()

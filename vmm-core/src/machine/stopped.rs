@@ -12,7 +12,7 @@ use super::state::RunStateRecord;
 use super::{Machine, MachineError};
 use crate::cpr::format::StateWriter;
 use crate::cpr::ownership::{Claim, Ownership, OwnershipError};
-use crate::cpr::report::monotonic_ns;
+use crate::cpr::report::{Phase, Stopwatch, monotonic_ns};
 use crate::x86::clock::ClockState;
 use crate::x86::irqchip::VmState;
 
@@ -28,8 +28,8 @@ pub struct Stopped<'a> {
 }
 
 impl Machine {
-    /// Stops vCPUs and devices for a handover.
-    pub fn quiesce(&self, deadline: Instant) -> Result<Stopped<'_>, MachineError> {
+    /// Stops vCPUs and devices for a handover; `watch` gets a lap for the vCPUs and one for each device.
+    pub fn quiesce(&self, deadline: Instant, watch: &mut Stopwatch) -> Result<Stopped<'_>, MachineError> {
         let mut state = self.lock_state();
         let was = *state;
         if self.has_ended() {
@@ -41,12 +41,14 @@ impl Machine {
         let mut stopped = Stopped { machine: self, state, was, claim, stopped_ns: 0, quiesced: 0 };
         self.vcpus.park(deadline)?;
         stopped.stopped_ns = monotonic_ns();
+        watch.lap(Phase::Stop.name());
         if self.has_ended() {
             return Err(MachineError::Ended);
         }
         for device in self.devices.all() {
             device.quiesce(deadline)?;
             stopped.quiesced += 1;
+            watch.lap_of(Phase::Stop.name(), device.id());
         }
         Ok(stopped)
     }
@@ -63,15 +65,17 @@ impl Stopped<'_> {
         self.stopped_ns
     }
 
-    /// Writes everything that changes while the guest runs.
-    pub fn save(&self, out: &mut StateWriter) -> Result<(), MachineError> {
+    /// Writes everything that changes while the guest runs; `watch` gets a lap for each device.
+    pub fn save(&self, out: &mut StateWriter, watch: &mut Stopwatch) -> Result<(), MachineError> {
         let machine = self.machine;
         for (index, vcpu) in machine.vcpus.save_all()?.iter().enumerate() {
             out.put(index as u32, vcpu)?;
         }
         out.put(0, &VmState::save(&machine.vm)?)?;
+        watch.lap(Phase::Save.name());
         for device in machine.devices.all() {
             device.save(out)?;
+            watch.lap_of(Phase::Save.name(), device.id());
         }
         out.put(0, &RunStateRecord { run_state: self.was })?;
         out.put(0, &ClockState::save(&machine.vm, machine.vcpus.host_tsc_khz())?)?;

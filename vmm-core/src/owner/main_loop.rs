@@ -14,7 +14,7 @@ use crate::config::MachineConfig;
 use crate::cpr::Mode;
 use crate::cpr::error::HandoverError;
 use crate::cpr::ownership::Claim;
-use crate::cpr::report::Phase;
+use crate::cpr::report::{Phase, Stopwatch};
 use crate::devices::Subscriber;
 use crate::machine::events::MachineEvent;
 use crate::machine::run_state::RunState;
@@ -74,7 +74,7 @@ impl Owner {
         self.listen(&config.name)?;
         let loaded = Machine::boot(config, self.shared.machine_events())?;
         let loaded = if self.options.paused { loaded.paused() } else { loaded };
-        self.settle(loaded.enter(Claim::cold_boot()));
+        self.settle(loaded.enter(Claim::cold_boot(), &mut Stopwatch::start()));
         self.run()
     }
 
@@ -324,7 +324,7 @@ impl Owner {
         let booted = kept.and_then(|kept| Machine::reboot(config, kept, self.shared.machine_events()));
         match booted {
             Ok(loaded) => {
-                self.settle(loaded.enter(Claim::cold_boot()));
+                self.settle(loaded.enter(Claim::cold_boot(), &mut Stopwatch::start()));
                 let reason = if guest { "guest-reset" } else { "host-qmp-system-reset" };
                 self.shared.events.emit(Event::Reset { guest, reason });
             }

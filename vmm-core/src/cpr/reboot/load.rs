@@ -115,7 +115,7 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Machine, RebootError> 
     // The point of no return: this file can be loaded by nobody after this.
     let claim =
         stamp.ownership().claim().map_err(|source| RebootError::Ownership { path: name(), source })?;
-    Ok(loaded.enter(claim))
+    Ok(loaded.enter(claim, &mut watch))
 }
 
 /// What is in the way of loading a file here. Touches nothing.

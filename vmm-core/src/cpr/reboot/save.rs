@@ -44,13 +44,12 @@ pub fn save(
         return Err(HandoverError::cancelled(Phase::Prepare));
     }
 
-    let mut stopped = machine.quiesce(Instant::now() + limits.downtime).in_phase(Phase::Stop)?;
-    watch.lap(Phase::Stop.name());
-    stopped.save(&mut writer).in_phase(Phase::Save)?;
+    let mut stopped = machine.quiesce(Instant::now() + limits.downtime, &mut watch).in_phase(Phase::Stop)?;
+    stopped.save(&mut writer, &mut watch).in_phase(Phase::Save)?;
     let (stamp, section) = stamp_ram(machine, block, &location, &stopped)?;
     writer.put(0, &section).in_phase(Phase::Save)?;
     let state = writer.finish().in_phase(Phase::Save)?;
-    watch.lap(Phase::Save.name());
+    watch.lap("encode");
     stopped.offer(stamp.ownership()).in_phase(Phase::Handover)?;
     let published = file.publish(&state);
     if was_cancelled(cancel.as_fd()) || published.is_err() {

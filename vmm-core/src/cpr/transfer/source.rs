@@ -110,13 +110,12 @@ pub fn hand_over(
     observer.phase(Phase::Stop);
     watch.lap("settle");
     let deadline = Instant::now() + terms.limits.downtime;
-    let mut stopped = machine.quiesce(deadline).in_phase(Phase::Stop)?;
-    watch.lap(Phase::Stop.name());
+    let mut stopped = machine.quiesce(deadline, &mut watch).in_phase(Phase::Stop)?;
     let mut writer = StateWriter::new(machine.header(terms.mode)).reading(&versions);
-    stopped.save(&mut writer).in_phase(Phase::Save)?;
+    stopped.save(&mut writer, &mut watch).in_phase(Phase::Save)?;
     let state = writer.finish().in_phase(Phase::Save)?;
     let state_bytes = state.len() as u64;
-    watch.lap(Phase::Save.name());
+    watch.lap("encode");
     // The point of no return is not here: until the target's swap, ours takes the guest back.
     stopped.offer(&ownership).in_phase(Phase::Handover)?;
     let state = State { state, stopped_ns: stopped.stopped_ns(), phases: watch.laps().to_vec() };

@@ -15,7 +15,7 @@ use crate::cpr::exec::state::Journey;
 use crate::cpr::fds::{FdError, FdName, FdTable, MAX_FDS};
 use crate::cpr::format::{FormatError, StateReader};
 use crate::cpr::ownership::{Ownership, OwnershipError};
-use crate::cpr::report::{Report, Stopwatch, monotonic_ns};
+use crate::cpr::report::{Report, Stopwatch};
 use crate::machine::{Incoming, LoadError, Machine, Overrides, build_name, readable_versions};
 use crate::monitor::server::MonitorState;
 
@@ -129,10 +129,9 @@ fn converse(
     reader.finish()?;
     // The point of no return: after this swap the source never runs the guest again.
     let claim = ownership.claim()?;
-    let entered_ns = monotonic_ns();
     let was_running = loaded.will_run();
-    let machine = loaded.enter(claim);
-    watch.lap("target: enter");
+    let machine = loaded.enter(claim, &mut watch);
+    let entered_ns = watch.last_ns();
     let report = Report {
         mode: hello.mode,
         downtime_us: was_running.then(|| entered_ns.saturating_sub(state.stopped_ns) / 1000),

@@ -86,6 +86,19 @@ impl GuestBuffers {
         self.len == 0
     }
 
+    /// The first `n` bytes, at most all, as buffers of their own.
+    pub fn first(&self, n: usize) -> Self {
+        let mut left = n.min(self.len);
+        let len = left;
+        let cut = |piece: &libc::iovec| {
+            let iov_len = piece.iov_len.min(left);
+            left -= iov_len;
+            (iov_len > 0).then_some(libc::iovec { iov_len, ..*piece })
+        };
+        let pieces = self.pieces().iter().map_while(cut).collect();
+        Self { memory: Arc::clone(&self.memory), pieces, first: 0, len }
+    }
+
     /// What is left, for the kernel. The pieces stay where they are until the next call that takes `&mut self`.
     pub fn pieces(&self) -> &[libc::iovec] {
         &self.pieces[self.first..]
@@ -111,6 +124,10 @@ impl GuestBuffers {
             if piece.iov_len == 0 {
                 self.first += 1;
             }
+        }
+        // What was consumed makes room, now and then: not each time, for what it costs.
+        if self.first > MAX_PIECES / 4 || self.first == self.pieces.len() {
+            self.pieces.drain(..std::mem::take(&mut self.first));
         }
     }
 

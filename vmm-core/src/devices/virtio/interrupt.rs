@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::devices::pci::msi::MsiVector;
 use crate::devices::pci::{Intx, Msix};
 
 /// The vector that is none (virtio 1.2, 4.1.5.1.2).
@@ -20,7 +21,11 @@ pub struct Interrupt {
     config: AtomicU16,
     queues: Vec<AtomicU16>,
     needs_reset: AtomicBool,
+    rewired: Mutex<Option<Rewired>>,
 }
+
+/// Told when [`Interrupt::wire`] may have another answer. Called on a vCPU thread: must not wait.
+pub type Rewired = Arc<dyn Fn() + Send + Sync>;
 
 /// What drives INTx.
 #[derive(Clone, Copy, Default)]
@@ -39,6 +44,7 @@ impl Interrupt {
             config: AtomicU16::new(NO_VECTOR),
             queues: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             needs_reset: AtomicBool::new(false),
+            rewired: Mutex::default(),
         })
     }
 
@@ -46,6 +52,24 @@ impl Interrupt {
     pub fn queue(&self, index: u16) {
         let vector = self.queues.get(usize::from(index)).map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed));
         self.raise(vector, ISR_QUEUE);
+    }
+
+    /// What raises a queue's interrupt by itself, for a kernel that gives out the queue's buffers: none while the driver
+    /// uses INTx, or has no vector for it.
+    pub fn wire(&self, index: u16) -> Option<Arc<dyn MsiVector>> {
+        let vector = self.vector(Some(index));
+        if self.msix.enabled() { self.msix.vector(vector).cloned() } else { None }
+    }
+
+    /// Whom to tell when that changes.
+    pub fn on_rewired(&self, tell: Option<Rewired>) {
+        *self.rewired.lock().unwrap_or_else(PoisonError::into_inner) = tell;
+    }
+
+    fn tell_rewired(&self) {
+        if let Some(tell) = &*self.rewired.lock().unwrap_or_else(PoisonError::into_inner) {
+            tell();
+        }
     }
 
     /// Tells the driver that the device's configuration changed.
@@ -96,6 +120,8 @@ impl Interrupt {
         let mut pin = self.pin();
         pin.disabled = intx_disabled;
         self.drive(*pin);
+        drop(pin);
+        self.tell_rewired();
     }
 
     /// Which vector is whose: `None` for the configuration's. One that does not exist becomes none.
@@ -103,6 +129,7 @@ impl Interrupt {
         let vector = if vector < self.msix.count() { vector } else { NO_VECTOR };
         if let Some(of) = self.vector_of(queue) {
             of.store(vector, Ordering::Relaxed);
+            self.tell_rewired();
         }
     }
 

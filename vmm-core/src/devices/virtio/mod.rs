@@ -15,19 +15,23 @@ pub mod block;
 pub mod buffers;
 pub mod console;
 mod device;
+#[cfg(test)]
+pub(crate) mod driver;
 mod interrupt;
 pub mod net;
 pub mod options;
 mod queue;
 pub mod rng;
 mod transport;
+pub mod vhost;
+pub mod vsock;
 mod worker;
 
 pub use self::device::{DeviceKind, Run, VirtioDevice};
-pub use self::interrupt::Interrupt;
+pub use self::interrupt::{Interrupt, Rewired};
 pub use self::queue::{ActiveQueue, RingError};
 pub use self::transport::{VirtioPci, VirtioQueueState, VirtioState, Wires};
-pub use self::worker::{Handler, Worker};
+pub use self::worker::{Handler, Wait, Worker};
 
 /// Says aloud that a test cannot run here; fails where CPR_REQUIRE asks for what needs a whole machine of one's own.
 #[cfg(test)]

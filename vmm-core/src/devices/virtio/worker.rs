@@ -21,6 +21,29 @@ pub trait Handler: Send + 'static {
     /// Takes what is in the queue, answers it, and gives it back. The worker asks for notifications and interrupts.
     /// `Ok(true)` when it stopped early and there may be more.
     fn serve(&mut self, queue: &mut ActiveQueue, memory: &GuestMemoryMmap) -> Result<bool, RingError>;
+
+    /// Whether what the driver makes available in a queue is news. Asked after each look at it.
+    fn listens(&self, _queue: u16) -> bool {
+        true
+    }
+
+    /// What of the host's it waits for, besides the driver's notifications.
+    fn waits(&self) -> Vec<Wait<'_>> {
+        Vec::new()
+    }
+
+    /// Puts chains that it took and has not answered back in a queue. It does not get the queue again before the next start.
+    fn put_back(&mut self, _queue: &mut ActiveQueue) {}
+}
+
+/// Something of the host's that leads to a look at a queue.
+pub struct Wait<'a> {
+    /// What is waited on.
+    pub fd: BorrowedFd<'a>,
+    /// For what.
+    pub events: PollFlags,
+    /// The queue to look at then.
+    pub queue: u16,
 }
 
 enum Command {
@@ -135,16 +158,21 @@ impl Drop for Worker {
 fn work(id: &str, shared: &Shared, mut handler: impl Handler) {
     let mut run: Option<Run> = None;
     loop {
-        if let Err(error) = wait(shared, run.as_ref()) {
-            tracing::error!("{id}: waiting for its queues: {error}");
-            return;
-        }
+        let ready = match wait(shared, &handler, run.as_ref()) {
+            Ok(ready) => ready,
+            Err(error) => {
+                tracing::error!("{id}: waiting for its queues: {error}");
+                return;
+            }
+        };
         let command = {
             let mut slot = shared.lock();
             // A start leaves the slot when it is done with, so that a stop comes after it.
             let command = slot.command.take();
             if matches!(command, Some(Command::Stop)) {
-                slot.stopped = Some(run.take().map_or_else(Vec::new, |run| run.queues));
+                let mut queues = run.take().map_or_else(Vec::new, |run| run.queues);
+                queues.iter_mut().for_each(|queue| handler.put_back(queue));
+                slot.stopped = Some(queues);
             }
             if command.is_some() {
                 shared.changed.notify_all();
@@ -160,19 +188,26 @@ fn work(id: &str, shared: &Shared, mut handler: impl Handler) {
             Some(Command::Quit) => return,
             None => {
                 if let Some(run) = &mut run {
-                    serve_all(id, &mut handler, run, |queue| queue.kick.read().is_ok());
+                    serve_all(id, &mut handler, run, |queue| {
+                        // Read in any case, so that it is not heard twice.
+                        queue.kick.read().is_ok() | ready.contains(&queue.index)
+                    });
                 }
             }
         }
     }
 }
 
-/// Waits for a command or a notification.
-fn wait(shared: &Shared, run: Option<&Run>) -> nix::Result<()> {
+/// Waits for a command, a notification, or what the handler waits for; says which queues the last leads to.
+fn wait(shared: &Shared, handler: &impl Handler, run: Option<&Run>) -> nix::Result<Vec<u16>> {
+    let works = run.is_some_and(|run| !run.queues.iter().any(|queue| queue.interrupt.is_reset_needed()));
+    let waits = if works { handler.waits() } else { Vec::new() };
     let kicks = run.iter().flat_map(|run| &run.queues).map(|queue| borrow(&queue.kick));
-    let mut fds: Vec<_> = std::iter::once(borrow(&shared.wake))
-        .chain(kicks)
-        .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+    let hosts = waits.iter().map(|wait| PollFd::new(wait.fd, wait.events));
+    let mut fds: Vec<_> = hosts
+        .chain(
+            std::iter::once(borrow(&shared.wake)).chain(kicks).map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
+        )
         .collect();
     match poll(&mut fds, PollTimeout::NONE) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
@@ -180,7 +215,8 @@ fn wait(shared: &Shared, run: Option<&Run>) -> nix::Result<()> {
     }
     // Nothing to read is fine: it was a queue.
     let _ = shared.wake.read();
-    Ok(())
+    let ready = waits.iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(true));
+    Ok(ready.map(|(wait, _)| wait.queue).collect())
 }
 
 fn borrow(eventfd: &EventFd) -> BorrowedFd<'_> {
@@ -215,7 +251,7 @@ fn look(
 ) -> Result<(), RingError> {
     let more = handler.serve(queue, memory)?;
     queue.notify(memory)?;
-    if queue.listen(memory)? || more {
+    if more || (handler.listens(queue.index) && queue.listen(memory)?) {
         // It can only fail when the counter is full, and then it wakes us all the same.
         let _ = queue.kick.write(1);
     }

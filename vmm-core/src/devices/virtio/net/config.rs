@@ -23,6 +23,12 @@ const MAX_NAME: usize = 15;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NetConfig {
+    /// Its id in the machine; made from driver and slot when not given.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// Its PCI slot, 1 to 31; the lowest free one when not given.
+    #[serde(default)]
+    pub addr: Option<u8>,
     /// The tap's name; it must exist.
     #[serde(default)]
     pub tap: Option<String>,
@@ -98,12 +104,14 @@ impl FromStr for NetConfig {
         let queues = options.take_parsed("queues", &format!("1 to {MAX_QUEUES}"))?;
         let config = Self {
             queues: queues.unwrap_or(if fds.is_empty() { 1 } else { fds.len().min(1 << 15) as u16 }),
+            id: options.take("id"),
+            addr: options.take_parsed("addr", "a PCI slot from 1 to 31")?,
             tap,
             fds,
             mac: options.take_parsed("mac", "a unicast address, as 52:54:00:12:34:56")?,
             vhost: options.take_switch("vhost", false)?,
         };
-        options.finish("tap, fds, mac, queues and vhost")?;
+        options.finish("id, addr, tap, fds, mac, queues and vhost")?;
         config.validate()?;
         Ok(config)
     }
@@ -118,6 +126,8 @@ mod tests {
         let text = "virtio-net-pci,tap=tap0,mac=52:54:00:00:00:01,queues=2,vhost=on";
         let net: NetConfig = text.parse().unwrap();
         let expected = NetConfig {
+            id: None,
+            addr: None,
             tap: Some("tap0".into()),
             fds: Vec::new(),
             mac: Some(Mac([0x52, 0x54, 0, 0, 0, 1])),

@@ -386,4 +386,4 @@ fn check(result: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 #[path = "tap_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::*;
 
 /// Runs a test in a network namespace of its own; says so where there is none to be had.
-fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
+pub(in super::super) fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         let made = unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
         let tap = made.and_then(|()| File::open(TUN));
@@ -32,28 +32,34 @@ fn ip(arguments: &str) {
 }
 
 /// A tap that is up, whose host is 192.0.2.1 and whose guest 192.0.2.2 with the address [`GUEST`].
-fn network(options: &str) {
+pub(in super::super) fn network(options: &str) {
     ip(&format!("tuntap add dev t0 mode tap{options}"));
     ip("addr add 192.0.2.1/24 dev t0");
     ip("link set t0 up");
     ip(&format!("neigh add 192.0.2.2 dev t0 lladdr {GUEST}"));
 }
 
-/// Opens [`network`]'s tap and waits until the host's kernel lets packets into it.
+/// Opens [`network`]'s tap.
 fn open(queues: u16) -> Tap {
     let tap = Tap::open("t0", queues).unwrap();
+    up();
+    tap
+}
+
+/// Waits until the host's kernel lets packets into the tap.
+pub(in super::super) fn up() {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let shown = Command::new("ip").args(["link", "show", "t0"]).output().unwrap().stdout;
         if String::from_utf8(shown).unwrap().contains("state UP") {
-            return tap;
+            return;
         }
         assert!(Instant::now() < deadline, "t0 does not come up");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-const GUEST: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
+pub(in super::super) const GUEST: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
 
 fn memory() -> Arc<GuestMemoryMmap> {
     Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap())
@@ -90,7 +96,7 @@ fn packet(tap: &Tap, wanted: impl Fn(&[u8]) -> bool) -> (Vec<u8>, Vec<u8>) {
     }
 }
 
-fn is_udp(frame: &[u8]) -> bool {
+pub(in super::super) fn is_udp(frame: &[u8]) -> bool {
     frame.len() > 34 && frame[12..14] == [8, 0] && frame[23] == 17
 }
 
@@ -242,6 +248,7 @@ fn a_given_descriptor_is_checked_and_taken() {
         let given = raw("t0", IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).into_raw_fd();
         let tap = Tap::from_given(&[given]).unwrap();
         assert_eq!(tap.name(), "t0");
+        up();
         UdpSocket::bind("192.0.2.1:0").unwrap().send_to(b"hello", "192.0.2.2:9").unwrap();
         packet(&tap, is_udp);
     });
