@@ -22,7 +22,8 @@ use super::report::Pings;
 
 const RETRY: Duration = Duration::from_millis(20);
 const PING_EVERY: Duration = Duration::from_millis(200);
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// On a busy machine a serial port under TCG does a hundred bytes a second.
+const ANSWER_WITHIN: Duration = Duration::from_secs(90);
 
 /// A status and the host's time around it.
 #[derive(Debug, Clone)]

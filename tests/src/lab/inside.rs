@@ -67,7 +67,6 @@ fn guest(scenario: &Scenario) -> Report {
         let report = steps::run(scenario, &mut owner, &console);
         if report.stopped_by.is_some() {
             owner.show_logs();
-            owner.show_threads();
         }
         if !report.powered_off {
             show_end_of_console();

@@ -74,17 +74,6 @@ impl Owner {
         println!("---");
     }
 
-    /// Prints where each thread of the guest's owner is, and how much it has run.
-    pub fn show_threads(&self) {
-        let tasks = format!("/proc/{}/task", self.process.id());
-        for task in fs::read_dir(tasks).into_iter().flatten().flatten() {
-            let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
-            let (name, status, stack) = (read("comm"), read("schedstat"), read("stack"));
-            let stack: Vec<_> = stack.lines().filter_map(|line| line.split(' ').nth(1)).collect();
-            println!("{}: {}; {} {}", name.trim(), status.trim(), read("wchan"), stack.join(" "));
-        }
-    }
-
     fn resume(&mut self, from: &str) -> Result<Child> {
         self.started += 1;
         load(&["resume".to_owned(), format!("--from={from}")], self.started - 1)

@@ -10,6 +10,7 @@ use crate::devices::pci::SLOTS;
 use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::console::ConsoleConfig;
 use crate::devices::virtio::net::{Mac, NetConfig};
+use crate::devices::virtio::options;
 use crate::devices::virtio::rng::RngConfig;
 use crate::devices::virtio::vsock::VsockConfig;
 
@@ -85,13 +86,10 @@ impl FromStr for DeviceConfig {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refused =
             |expected: String| ConfigError::Value { key: "device".into(), value: text.into(), expected };
-        if text.split(',').next() == Some("virtio-blk-pci") {
-            return Ok(Self::VirtioBlk(text.parse()?));
-        }
         if text.split(',').next() == Some("virtio-net-pci") {
             return Ok(Self::VirtioNet(text.parse()?));
         }
-        let mut words = text.split(',');
+        let mut words = options::split(text).into_iter();
         let mut table = toml::Table::new();
         table.insert("driver".into(), words.next().unwrap_or_default().into());
         for word in words {
@@ -102,7 +100,7 @@ impl FromStr for DeviceConfig {
                     toml::Value::Table(ports) => ports.insert(name.into(), value.into()).is_some(),
                     _ => true,
                 },
-                None => table.insert(key.into(), value_of(value)).is_some(),
+                None => table.insert(key.into(), value_of(key, value)).is_some(),
             };
             if twice {
                 return Err(refused(format!("each key once: '{key}' is there twice")));
@@ -112,8 +110,14 @@ impl FromStr for DeviceConfig {
     }
 }
 
+/// Keys whose values are text, whatever they look like.
+const TEXT: [&str; 3] = ["id", "path", "serial"];
+
 /// A number, a switch, or text.
-fn value_of(text: &str) -> toml::Value {
+fn value_of(key: &str, text: &str) -> toml::Value {
+    if TEXT.contains(&key) {
+        return text.into();
+    }
     let number = match text.strip_prefix("0x") {
         Some(digits) => i64::from_str_radix(digits, 16),
         None => text.parse(),

@@ -83,7 +83,7 @@ impl Options {
 }
 
 /// Splits at single commas; a doubled one stands for itself.
-fn split(text: &str) -> Vec<String> {
+pub(crate) fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
