@@ -9,6 +9,9 @@
 pub mod config;
 pub mod cpr;
 pub mod devices;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod machine;
 pub mod memory;
 pub mod monitor;

@@ -28,3 +28,23 @@ pub use self::types::{
     CpuInfoFast, HandoverReport, MigrateCapabilities, MigrateParameters, MigrateParametersUpdate,
     MigrationInfo, MigrationStatus, PhaseTime, RunState,
 };
+
+/// Answers what a client sends, first some of it and then the rest.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn answer_all(control: &dyn Control, (first, rest): (&[u8], &[u8])) {
+    let (mut framer, mut negotiated) = (framing::Framer::default(), false);
+    for bytes in [first, rest] {
+        framer = framing::Framer::resume(framer.pending().to_vec(), framer.is_skipping());
+        framer.push(bytes);
+        while let Some(frame) = framer.next() {
+            match frame {
+                framing::Frame::Value(request) => {
+                    let answer = commands::answer(control, &mut negotiated, request);
+                    assert!(answer.get("return").is_some() != answer.get("error").is_some(), "{answer}");
+                }
+                framing::Frame::Malformed(_) => {}
+                framing::Frame::TooLong => return,
+            }
+        }
+    }
+}

@@ -68,6 +68,13 @@ impl StateWriter {
         Ok(())
     }
 
+    /// Adds a payload whatever it is, with checksums that are right.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn put_raw(&mut self, id: SectionId, version: u16, payload: &[u8]) {
+        self.payloads.extend_from_slice(payload);
+        self.sections.push((id, version, payload.len()));
+    }
+
     /// Bytes that [`finish`](Self::finish) will give.
     fn len(&self) -> usize {
         HEADER_LEN + (self.sections.len() + 1) * ENTRY_LEN + self.payloads.len()

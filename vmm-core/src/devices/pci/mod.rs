@@ -18,6 +18,9 @@
 mod bar;
 mod bus;
 mod config_space;
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) mod fake;
 mod function;
 mod host_bridge;
 mod intx;
@@ -39,5 +42,3 @@ pub use self::windows::Windows;
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-pub(crate) use self::tests::fake;

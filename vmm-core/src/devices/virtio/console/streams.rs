@@ -18,6 +18,9 @@ const CONTROL_TRANSMIT: u16 = 3;
 const CHUNK: usize = 4096;
 /// Chains that are served in one look at a queue.
 const MOST: usize = 64;
+/// The most bytes of one chain. A driver that sends more than fits any buffer of its own makes the same RAM be read over and
+/// over, and no stop would come in between.
+const MOST_BYTES: usize = 1 << 20;
 
 /// What the device's thread does with a queue.
 pub(super) struct Streams(pub(super) Arc<Shared>);
@@ -61,11 +64,8 @@ impl Streams {
         let Some(chain) = queue.pop(memory)? else { return Ok(false) };
         let head = chain.head_index();
         let mut bytes = Vec::with_capacity(MESSAGE);
-        read(chain, memory, |piece| {
-            let room = MESSAGE - bytes.len();
-            bytes.extend_from_slice(&piece[..piece.len().min(room)]);
-        })
-        .map_err(|why| queue.broken(why))?;
+        read(chain, MESSAGE, memory, |piece| bytes.extend_from_slice(piece))
+            .map_err(|why| queue.broken(why))?;
         queue.push(memory, head, 0)?;
         if let Some(message) = Message::from_bytes(&bytes) {
             self.obey(message);
@@ -134,12 +134,15 @@ fn from_guest(port: &Port, queue: &mut ActiveQueue, memory: &GuestMemoryMmap) ->
     let Some(chain) = queue.pop(memory)? else { return Ok(false) };
     let head = chain.head_index();
     let length = chain.clone().readable().map(|buffer| buffer.len() as usize).fold(0, usize::saturating_add);
+    if length > MOST_BYTES {
+        return Err(queue.broken(format!("a chain of {length} bytes; expected {MOST_BYTES} at most")));
+    }
     if !stream.chardev.takes(length) {
         // It stays in the queue; the back end's wake leads here again.
         queue.unpop();
         return Ok(false);
     }
-    read(chain, memory, |piece| stream.chardev.write(piece)).map_err(|why| queue.broken(why))?;
+    read(chain, length, memory, |piece| stream.chardev.write(piece)).map_err(|why| queue.broken(why))?;
     queue.push(memory, head, 0)?;
     Ok(true)
 }
@@ -159,15 +162,17 @@ fn write(
     Ok(all - bytes.len())
 }
 
-/// Reads all that a chain has to be read, piece by piece.
+/// Reads what a chain has to be read, piece by piece, up to so many bytes.
 fn read(
     chain: DescriptorChain<&GuestMemoryMmap>,
+    mut most: usize,
     memory: &GuestMemoryMmap,
     mut take: impl FnMut(&[u8]),
 ) -> Result<(), String> {
     let mut piece = [0; CHUNK];
     for buffer in chain.readable() {
-        let (mut at, mut left) = (buffer.addr(), buffer.len() as usize);
+        let (mut at, mut left) = (buffer.addr(), most.min(buffer.len() as usize));
+        most -= left;
         while left > 0 {
             let now = left.min(CHUNK);
             memory.read_slice(&mut piece[..now], at).map_err(|error| error.to_string())?;

@@ -149,30 +149,27 @@ fn access(config: &Config, most: usize) -> Option<(u64, usize)> {
 impl PciFunction for VirtioPci {
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let mut config = lock(&self.config);
-        let window = config.access + 16;
-        if offset == window
+        config.space.set_interrupt_status(self.interrupt.isr() != 0);
+        config.space.read(offset, data);
+        if offset == config.access + 16
             && let Some((at, length)) = access(&config, data.len())
         {
             drop(config);
             self.read_bar(BAR.index, at, &mut data[..length]);
-            return;
         }
-        config.space.set_interrupt_status(self.interrupt.isr() != 0);
-        config.space.read(offset, data);
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) {
         let mut config = lock(&self.config);
         config.space.write(offset, data);
+        self.msix.follow(&config.space, config.msix);
+        self.interrupt.follow(config.space.intx_disabled());
         if offset == config.access + 16
             && let Some((at, length)) = access(&config, data.len())
         {
             drop(config);
             self.write_bar(BAR.index, at, &data[..length]);
-            return;
         }
-        self.msix.follow(&config.space, config.msix);
-        self.interrupt.follow(config.space.intx_disabled());
     }
 
     fn bars(&self) -> Vec<Bar> {

@@ -1,0 +1,132 @@
+//! Rules that are broken one at a time.
+
+use super::actions::{notify, start};
+use super::machine::{AVAILABLE, BUFFERS, DESCRIPTORS, Machine, STRIDE, SUBJECT, USED, wait};
+use super::ram::{PIECE, PIECES, Ram};
+use super::source::Source;
+use super::subject::{Kind, Subject};
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+/// Starts a device, has `spoil` put something in the queue at an address with an available index of 1, and sees that the device needs a
+/// reset, or that it answers, and works after a reset in both cases.
+fn broken(kind: Kind, needs_reset: bool, spoil: impl Fn(&Machine, u64)) {
+    let queue = u8::from(kind == Kind::Console);
+    let base = STRIDE * u64::from(queue);
+    let machine = Machine::new(Subject::new(kind), Ram::new());
+    machine.set_config(SUBJECT, 4, &[6]);
+    start(&machine, &mut Source(&[]));
+    machine.put(base + AVAILABLE + 4, 0_u16);
+    machine.put(base + AVAILABLE + 2, 1_u16);
+    spoil(&machine, base);
+    notify(&machine, queue);
+    let status = || {
+        let mut status = [0];
+        machine.bus.read_memory(machine.bar(SUBJECT) + 20, &mut status);
+        status[0]
+    };
+    if needs_reset {
+        wait("DEVICE_NEEDS_RESET", || status() == 0x4f);
+    } else {
+        wait("the answer", || machine.get(base + USED + 2) == 1);
+        assert_eq!(status(), 0x0f, "{kind:?}");
+    }
+    machine.judge();
+}
+
+#[test]
+fn a_chain_that_loops_ends() {
+    for (kind, needs_reset) in [(Kind::Rng, false), (Kind::Console, false), (Kind::Block, true)] {
+        broken(kind, needs_reset, |m, base| {
+            m.descriptor(base, 0, BUFFERS, 16, NEXT, 1);
+            m.descriptor(base, 1, BUFFERS, 16, NEXT | WRITE, 0);
+        });
+    }
+}
+
+#[test]
+fn an_indirect_table_in_an_indirect_table_ends_the_chain() {
+    for (kind, needs_reset) in [(Kind::Rng, false), (Kind::Console, false), (Kind::Block, true)] {
+        broken(kind, needs_reset, |m, base| {
+            m.descriptor(base, 0, base + DESCRIPTORS, 64, INDIRECT, 0);
+        });
+    }
+}
+
+#[test]
+fn a_buffer_that_is_not_in_ram_is_not_touched() {
+    let end = PIECES[0] + PIECE;
+    for address in [end, end - 8, PIECES[1] + PIECE, 0xc000_0000, 1 << 63, u64::MAX, u64::MAX - 7] {
+        broken(Kind::Rng, true, |m, base| m.descriptor(base, 0, address, 16, WRITE, 0));
+        broken(Kind::Block, true, |m, base| m.descriptor(base, 0, address, 16, 0, 0));
+        broken(Kind::Block, true, |m, base| {
+            m.descriptor(base, 0, BUFFERS, 16, NEXT, 1);
+            m.descriptor(base, 1, address, 16, WRITE, 0);
+        });
+    }
+}
+
+#[test]
+fn lengths_of_nothing_and_of_everything_end() {
+    for (length, resets) in [(0, [false, true]), (u32::MAX, [false, true])] {
+        broken(Kind::Rng, resets[0], |m, base| m.descriptor(base, 0, BUFFERS, length, WRITE, 0));
+        broken(Kind::Block, resets[1], |m, base| m.descriptor(base, 0, BUFFERS, length, WRITE, 0));
+    }
+}
+
+#[test]
+fn used_elements_over_the_descriptors_harm_nobody_else() {
+    for kind in [Kind::Rng, Kind::Console, Kind::Block] {
+        let machine = Machine::new(Subject::new(kind), Ram::new());
+        machine.set_config(SUBJECT, 4, &[6]);
+        start(&machine, &mut Source(&[]));
+        machine.set_config(SUBJECT, 4, &[6]);
+        let write = |offset, data: &[u8]| machine.bus.write_memory(machine.bar(SUBJECT) + offset, data);
+        // The queue is reset and comes back with its used ring where its descriptors are.
+        for queue in 0..2_u16 {
+            write(22, &queue.to_le_bytes());
+            write(58, &[1, 0]);
+            for register in [32, 40, 48] {
+                write(register, &DESCRIPTORS.to_le_bytes());
+            }
+            write(28, &[1, 0]);
+        }
+        machine.descriptor(0, 0, BUFFERS, 16, NEXT | WRITE, 1);
+        machine.descriptor(0, 1, USED, 600, WRITE, 0);
+        notify(&machine, 0);
+        machine.turn();
+        machine.judge();
+    }
+}
+
+#[test]
+fn more_than_any_buffer_holds_is_not_read_over_and_over() {
+    let machine = Machine::new(Subject::new(Kind::Console), Ram::new());
+    machine.set_config(SUBJECT, 4, &[6]);
+    start(&machine, &mut Source(&[]));
+    // 4095 times the same half a mebibyte, as what the port sends and as what the driver says of it.
+    let table = PIECES[1];
+    for at in 0..4095_u64 {
+        machine.put(table + 16 * at, 0_u64);
+        machine.put(table + 16 * at + 8, PIECE as u32);
+        machine.put(table + 16 * at + 12, NEXT);
+        machine.put(table + 16 * at + 14, at as u16 + 1);
+    }
+    for queue in [1, 3, 5] {
+        let base = u64::from(queue) * STRIDE;
+        for at in 0..8 {
+            machine.descriptor(base, at, table, 16 * 4095, INDIRECT, 0);
+            machine.put(base + AVAILABLE + 4 + 2 * u64::from(at), at);
+        }
+        machine.put(base + AVAILABLE + 2, 8_u16);
+        notify(&machine, queue);
+    }
+    let before = std::time::Instant::now();
+    machine.turn();
+    machine.stop();
+    assert!(before.elapsed() < std::time::Duration::from_secs(2), "{:?}", before.elapsed());
+    machine.resume();
+    machine.judge();
+}
