@@ -10,7 +10,6 @@ use crate::devices::pci::SLOTS;
 use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::console::ConsoleConfig;
 use crate::devices::virtio::net::{Mac, NetConfig};
-use crate::devices::virtio::options;
 use crate::devices::virtio::rng::RngConfig;
 use crate::devices::virtio::vsock::VsockConfig;
 
@@ -86,10 +85,7 @@ impl FromStr for DeviceConfig {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refused =
             |expected: String| ConfigError::Value { key: "device".into(), value: text.into(), expected };
-        if text.split(',').next() == Some("virtio-net-pci") {
-            return Ok(Self::VirtioNet(text.parse()?));
-        }
-        let mut words = options::split(text).into_iter();
+        let mut words = split(text).into_iter();
         let mut table = toml::Table::new();
         table.insert("driver".into(), words.next().unwrap_or_default().into());
         for word in words {
@@ -110,8 +106,22 @@ impl FromStr for DeviceConfig {
     }
 }
 
+/// Splits at single commas; a doubled one stands for itself.
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == ',' && chars.next_if_eq(&',').is_none() {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(c);
+        }
+    }
+    parts
+}
+
 /// Keys whose values are text, whatever they look like.
-const TEXT: [&str; 3] = ["id", "path", "serial"];
+const TEXT: [&str; 5] = ["id", "mac", "path", "serial", "tap"];
 
 /// A number, a switch, or text.
 fn value_of(key: &str, text: &str) -> toml::Value {

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
-use crate::config::ChardevConfig;
+use crate::config::{ChardevConfig, DeviceConfig};
 use crate::cpr::fds::FdTable;
 use crate::devices::chardev::Chardev;
 use crate::devices::virtio::VirtioDevice;
@@ -116,5 +116,8 @@ fn console(port: Chardev) -> Console {
 
 fn disk(image: &File) -> BlockConfig {
     let text = format!("virtio-blk-pci,path=/proc/self/fd/{},queues=2,serial=hostile", image.as_raw_fd());
-    text.parse().unwrap()
+    match text.parse().unwrap() {
+        DeviceConfig::VirtioBlk(config) => config,
+        other => panic!("{other:?}"),
+    }
 }

@@ -19,7 +19,6 @@ mod device;
 pub(crate) mod driver;
 mod interrupt;
 pub mod net;
-pub mod options;
 mod queue;
 pub mod rng;
 mod transport;

@@ -1,13 +1,12 @@
 //! What a network device is made of.
 
 use std::os::fd::RawFd;
-use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::mac::Mac;
 use crate::config::ConfigError;
-use crate::devices::virtio::options::Options;
 
 /// The driver's name, as `--device` has it.
 const DRIVER: &str = "virtio-net-pci";
@@ -33,31 +32,33 @@ pub struct NetConfig {
     #[serde(default)]
     pub tap: Option<String>,
     /// Descriptors of a tap that a manager has opened, one for each queue pair.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "descriptors", skip_serializing_if = "Vec::is_empty")]
     pub fds: Vec<RawFd>,
     /// The guest's address; when not given, [`Mac::derive`].
     #[serde(default)]
     pub mac: Option<Mac>,
-    /// Number of queue pairs, 1 to [`MAX_QUEUES`].
-    #[serde(default = "one")]
-    pub queues: u16,
+    /// Number of queue pairs, 1 to [`MAX_QUEUES`]; when not given, one for each descriptor, or one.
+    #[serde(default)]
+    pub queues: Option<u16>,
     /// Whether the host's kernel moves the packets (vhost-net).
     #[serde(default)]
     pub vhost: bool,
 }
 
-fn one() -> u16 {
-    1
-}
-
 impl NetConfig {
+    /// How many pairs of queues it has.
+    pub fn pairs(&self) -> u16 {
+        self.queues.unwrap_or_else(|| u16::try_from(self.fds.len()).unwrap_or(u16::MAX).max(1))
+    }
+
     /// Finds what can be known to fail before anything is opened.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let wrong = |key: &str, value: String, expected: String| {
             Err(ConfigError::Value { key: format!("{DRIVER}.{key}"), value, expected })
         };
-        if self.queues == 0 || self.queues > MAX_QUEUES {
-            return wrong("queues", self.queues.to_string(), format!("1 to {MAX_QUEUES}"));
+        let pairs = self.pairs();
+        if pairs == 0 || pairs > MAX_QUEUES {
+            return wrong("queues", pairs.to_string(), format!("1 to {MAX_QUEUES}"));
         }
         match (&self.tap, self.fds.as_slice()) {
             (Some(name), []) => {
@@ -73,8 +74,8 @@ impl NetConfig {
             }
             (None, fds @ [_, ..]) => {
                 let doubled = fds.iter().enumerate().any(|(i, fd)| fds[..i].contains(fd));
-                if doubled || fds.len() != usize::from(self.queues) || fds.iter().any(|fd| *fd < 3) {
-                    let expected = format!("{} different numbers from 3 on, one a queue", self.queues);
+                if doubled || fds.len() != usize::from(pairs) || fds.iter().any(|fd| *fd < 3) {
+                    let expected = format!("{pairs} different numbers from 3 on, one a queue");
                     return wrong("fds", format!("{fds:?}"), expected);
                 }
             }
@@ -87,51 +88,48 @@ impl NetConfig {
     }
 }
 
-impl FromStr for NetConfig {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut options = Options::parse(text)?;
-        options.expect_driver(DRIVER)?;
-        let tap = options.take("tap");
-        let fds = match options.take("fds") {
-            None => Vec::new(),
-            Some(list) => {
-                let fds: Result<_, _> = list.split(':').map(str::parse).collect();
-                fds.map_err(|_| options.wrong("fds", &list, "descriptors' numbers with colons between"))?
-            }
-        };
-        let queues = options.take_parsed("queues", &format!("1 to {MAX_QUEUES}"))?;
-        let config = Self {
-            queues: queues.unwrap_or(if fds.is_empty() { 1 } else { fds.len().min(1 << 15) as u16 }),
-            id: options.take("id"),
-            addr: options.take_parsed("addr", "a PCI slot from 1 to 31")?,
-            tap,
-            fds,
-            mac: options.take_parsed("mac", "a unicast address, as 52:54:00:12:34:56")?,
-            vhost: options.take_switch("vhost", false)?,
-        };
-        options.finish("id, addr, tap, fds, mac, queues and vhost")?;
-        config.validate()?;
-        Ok(config)
+/// `N:N…` on the command line, a list in TOML.
+fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RawFd>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        One(RawFd),
+        List(Vec<RawFd>),
+        Text(String),
     }
+    Ok(match Form::deserialize(deserializer)? {
+        Form::One(fd) => vec![fd],
+        Form::List(fds) => fds,
+        Form::Text(text) => {
+            let fds: Result<_, _> = text.split(':').map(str::parse).collect();
+            fds.map_err(|_| D::Error::custom(format!("fds={text}; expected numbers with colons between")))?
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DeviceConfig;
+
+    fn parse(text: &str) -> Result<NetConfig, ConfigError> {
+        match text.parse()? {
+            DeviceConfig::VirtioNet(config) => config.validate().map(|()| config),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn the_command_line_form_is_read_and_round_trips_through_toml() {
         let text = "virtio-net-pci,tap=tap0,mac=52:54:00:00:00:01,queues=2,vhost=on";
-        let net: NetConfig = text.parse().unwrap();
+        let net = parse(text).unwrap();
         let expected = NetConfig {
             id: None,
             addr: None,
             tap: Some("tap0".into()),
             fds: Vec::new(),
             mac: Some(Mac([0x52, 0x54, 0, 0, 0, 1])),
-            queues: 2,
+            queues: Some(2),
             vhost: true,
         };
         assert_eq!(net, expected);
@@ -140,8 +138,9 @@ mod tests {
 
     #[test]
     fn each_descriptor_is_a_queue() {
-        let net: NetConfig = "virtio-net-pci,fds=5:7:6".parse().unwrap();
-        assert_eq!((net.fds, net.queues, net.tap), (vec![5, 7, 6], 3, None));
+        let net = parse("virtio-net-pci,fds=5:7:6").unwrap();
+        assert_eq!((net.pairs(), net.fds, net.tap), (3, vec![5, 7, 6], None));
+        assert_eq!(parse("virtio-net-pci,fds=5").unwrap().fds, [5]);
     }
 
     #[test]
@@ -149,19 +148,18 @@ mod tests {
         for (text, named) in [
             ("virtio-net-pci", "either tap=NAME or fds="),
             ("virtio-net-pci,tap=t0,fds=5", "not both"),
-            ("virtio-blk-pci,tap=t0", "expected virtio-net-pci"),
             ("virtio-net-pci,tap=a-name-that-is-too-long", "virtio-net-pci.tap"),
             ("virtio-net-pci,tap=tap%d", "virtio-net-pci.tap"),
             ("virtio-net-pci,fds=5:5", "2 different numbers"),
             ("virtio-net-pci,fds=0", "from 3 on"),
-            ("virtio-net-pci,fds=5:x", "virtio-net-pci.fds"),
+            ("virtio-net-pci,fds=5:x", "fds=5:x"),
             ("virtio-net-pci,fds=5,queues=2", "one a queue"),
             ("virtio-net-pci,tap=t0,queues=65", "1 to 64"),
             ("virtio-net-pci,tap=t0,mac=ff:ff:ff:ff:ff:ff", "unicast"),
-            ("virtio-net-pci,tap=t0,vhost=yes", "on or off"),
-            ("virtio-net-pci,tap=t0,speed=10", "virtio-net-pci.speed"),
+            ("virtio-net-pci,tap=t0,vhost=yes", "boolean"),
+            ("virtio-net-pci,tap=t0,speed=10", "speed"),
         ] {
-            let message = text.parse::<NetConfig>().unwrap_err().to_string();
+            let message = parse(text).unwrap_err().to_string();
             assert!(message.contains(named), "{text}: {message}");
         }
     }

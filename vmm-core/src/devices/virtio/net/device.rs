@@ -114,7 +114,7 @@ impl Net {
     /// A device after reset, on the tap that its configuration names. `again`: for a guest that has lived on it before.
     pub fn open(id: &str, config: &NetConfig, again: bool) -> Result<Self, DeviceError> {
         let tap = match &config.tap {
-            Some(name) => Tap::open(name, config.queues),
+            Some(name) => Tap::open(name, config.pairs()),
             None => Tap::from_given(&config.fds),
         };
         let tap = tap.map_err(io::Error::other).map_err(DeviceError::io(id, "opening its tap"))?;
@@ -123,7 +123,7 @@ impl Net {
 
     /// A device after reset, on a tap that was handed over.
     pub fn adopt(id: &str, config: &NetConfig, fds: &mut FdTable) -> Result<Self, DeviceError> {
-        Self::on(id, config, Tap::adopt(id, config.queues, fds)?, false)
+        Self::on(id, config, Tap::adopt(id, config.pairs(), fds)?, false)
     }
 
     fn on(id: &str, config: &NetConfig, tap: Tap, reopened: bool) -> Result<Self, DeviceError> {
@@ -140,7 +140,7 @@ impl Net {
             announce: AtomicBool::new(false),
         });
         let pair = |number| Mover::new(&shared, number, config.vhost);
-        let pairs = (0..config.queues).map(pair).collect::<Result<Vec<_>, _>>()?;
+        let pairs = (0..config.pairs()).map(pair).collect::<Result<Vec<_>, _>>()?;
         let mut sizes = vec![QUEUE_SIZE; 2 * pairs.len()];
         sizes.push(CONTROL_SIZE);
         let control = Worker::spawn(id, Control(Arc::clone(&shared)))?;

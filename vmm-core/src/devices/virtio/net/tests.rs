@@ -18,9 +18,15 @@ const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 
 fn config(queues: u16) -> NetConfig {
-    let mut config: NetConfig = "virtio-net-pci,tap=t0,id=net0".parse().unwrap();
-    (config.queues, config.mac) = (queues, Some(GUEST));
-    config
+    NetConfig {
+        id: Some("net0".into()),
+        addr: None,
+        tap: Some("t0".into()),
+        fds: Vec::new(),
+        mac: Some(GUEST),
+        queues: Some(queues),
+        vhost: false,
+    }
 }
 
 fn open(queues: u16) -> Net {
