@@ -27,7 +27,7 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
         kernel: &host_kernel,
         initrd: &host_initrd,
         // Without the tolerance a guest's TSC may silently stand still under TCG.
-        cmdline: &format!("console=ttyS0 loglevel=6 panic=-1 kvm.tsc_tolerance_ppm=5000 {}", host.cmdline),
+        cmdline: &format!("console=ttyS0 loglevel=6 panic=-1 kvm.tsc_tolerance_ppm=100000 {}", host.cmdline),
         disks: &disks,
         tap: None,
         serial: &[format!("file:{}", console.display()), "stdio".into()],
