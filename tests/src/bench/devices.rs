@@ -70,7 +70,9 @@ pub fn run(count: u32, as_json: bool) -> anyhow::Result<()> {
     for (device, [median, least, most]) in rows {
         println!("{device:<12} {:>8.3} {:>8.3} {:>8.3}", ms(median), ms(least), ms(most));
     }
-    notes.iter().for_each(|note| println!("note: {note}"));
+    for note in &notes {
+        println!("note: {note}");
+    }
     Ok(())
 }
 

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use guest_init::early;
 
 use super::cpio::Cpio;
-use super::modules;
 use super::scenario::{Guest, Kernel, Scenario};
+use super::{modules, units};
 use crate::harness::host::binary;
 
 /// What a test guest needs besides what its kernel has built in: the power button, and the drivers of its devices.
@@ -74,6 +74,10 @@ pub fn host(
     archive.directory("bin")?;
     for command in ["cpr-load", "cpr-save"] {
         archive.file(&format!("{COMMANDS}/{command}"), &fs::read(binary(command)?)?)?;
+    }
+    if scenario.host.as_ref().is_some_and(|host| !host.units.is_empty()) {
+        let program = units::build(path.parent().unwrap_or(Path::new(".")))?;
+        archive.file(units::UNITS, &fs::read(&program)?)?;
     }
     add_modules(&mut archive, host_kernel, &modules_of(&scenario.guest, &HOST_MODULES))?;
     archive.finish().with_context(|| format!("writing {}", path.display()))

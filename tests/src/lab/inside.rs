@@ -13,7 +13,7 @@ use super::net;
 use super::owner::{self, Owner};
 use super::report::Report;
 use super::scenario::{Scenario, Step};
-use super::steps;
+use super::{steps, units};
 
 /// What the guest wrote to its serial port.
 const GUEST_CONSOLE: &str = "/run/guest-console.log";
@@ -26,6 +26,9 @@ pub fn run() -> Result<()> {
     let scenario = Scenario::read(Path::new(SCENARIO))?;
     println!("host is up: {}", std::fs::read_to_string("/proc/version")?.trim());
     disks::slow_down(&scenario.guest)?;
+    if let Some(host) = scenario.host.as_ref().filter(|host| !host.units.is_empty()) {
+        units::run(&host.units)?;
+    }
     let started = Instant::now();
     let mut report = guest(&scenario);
     // Kernel messages are only held against a handover if the same run without one does not show them.

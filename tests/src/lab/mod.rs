@@ -8,7 +8,8 @@
 //!    [`owner`] runs the two commands, [`console`] is the client of the guest's serial socket,
 //!    [`net`] of its network, [`vsock`] of its sockets; [`delay`] makes disks slow.
 //! 4. What was seen is one [`report`]; [`judge`] says what in it is wrong.
-//! 5. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
+//! 5. Unit tests that need such a host run on it too ([`units`]).
+//! 6. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
 
 pub mod alone;
 pub mod console;
@@ -27,4 +28,5 @@ pub mod qemu;
 pub mod report;
 pub mod scenario;
 pub mod steps;
+mod units;
 pub mod vsock;

@@ -42,6 +42,9 @@ pub struct Host {
     /// What its kernel's command line has besides what the lab needs.
     #[serde(default)]
     pub cmdline: String,
+    /// Which unit tests run on it before the guest is booted, by parts of their names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<String>,
 }
 
 /// The Linux guest.

@@ -87,6 +87,7 @@ impl GuestBuffers {
     }
 
     /// The first `n` bytes, at most all, as buffers of their own.
+    #[must_use]
     pub fn first(&self, n: usize) -> Self {
         let mut left = n.min(self.len);
         let len = left;

@@ -171,7 +171,9 @@ fn work(id: &str, shared: &Shared, mut handler: impl Handler) {
             let command = slot.command.take();
             if matches!(command, Some(Command::Stop)) {
                 let mut queues = run.take().map_or_else(Vec::new, |run| run.queues);
-                queues.iter_mut().for_each(|queue| handler.put_back(queue));
+                for queue in &mut queues {
+                    handler.put_back(queue);
+                }
                 slot.stopped = Some(queues);
             }
             if command.is_some() {

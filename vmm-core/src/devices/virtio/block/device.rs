@@ -185,7 +185,7 @@ impl VirtioDevice for Block {
             busy.get_or_insert(what);
         }
         if let Some(what) = busy {
-            for thread in threads {
+            for thread in &threads {
                 thread.go_on();
             }
             return Err(DeviceError::Busy { device: self.id.clone(), what });

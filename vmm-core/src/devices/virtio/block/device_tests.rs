@@ -33,6 +33,7 @@ const OUT: u32 = 1;
 const FLUSH_ALL: u32 = 4;
 
 /// What goes with a request.
+#[derive(Clone, Copy)]
 enum Data<'a> {
     None,
     Write(&'a [u8]),

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use virtio_queue::QueueT;
@@ -11,7 +10,6 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestM
 use super::calls::{Calls, borrow};
 use super::ioctls::{MAX_REGIONS, Region, Regions, RingAddress, VhostFd};
 use super::node::Node;
-use crate::cpr::fds::{FdError, FdName, FdTable};
 use crate::devices::DeviceError;
 use crate::devices::virtio::{ActiveQueue, Run};
 
@@ -20,10 +18,6 @@ pub const RINGS: usize = 2;
 
 /// What every driver is offered of rings: indirect descriptors, event index, virtio 1.
 const NEEDED: u64 = 1 << 28 | 1 << 29 | 1 << 32;
-/// For an owner that has ended, or is ending, to let go.
-const LET_GO: Duration = Duration::from_millis(500);
-/// Between two looks whether it has.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// What is behind the rings.
 #[derive(Debug)]
@@ -41,14 +35,7 @@ pub struct Vhost {
     fd: Arc<VhostFd>,
     features: u64,
     calls: Calls,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Default)]
-struct Inner {
-    /// Whether this process is its owner.
-    owned: bool,
-    running: Option<Running>,
+    running: Mutex<Option<Running>>,
 }
 
 /// What the kernel works with.
@@ -62,19 +49,8 @@ struct Running {
 impl Vhost {
     /// Opens one for the device `id`, and becomes its owner.
     pub fn open(id: &str, node: Node) -> Result<Self, DeviceError> {
-        let vhost = Self::on(id, node, node.open(id)?)?;
-        vhost.own()?;
-        Ok(vhost)
-    }
-
-    /// Takes one that was handed over as `name`. It may still have another owner: [`Self::own`] comes before the first
-    /// start.
-    pub fn adopt(id: &str, node: Node, name: &FdName, fd: OwnedFd) -> Result<Self, DeviceError> {
-        Self::on(id, node, node.check(name, fd)?)
-    }
-
-    fn on(id: &str, node: Node, fd: OwnedFd) -> Result<Self, DeviceError> {
-        let fd = Arc::new(VhostFd(fd));
+        let fd = Arc::new(VhostFd(node.open(id)?));
+        fd.set_owner().map_err(DeviceError::io(id, format!("becoming the owner of {}", node.path())))?;
         let features =
             fd.features().map_err(DeviceError::io(id, format!("asking {} what it can", node.path())))?;
         if features & NEEDED != NEEDED {
@@ -82,11 +58,11 @@ impl Vhost {
             return Err(DeviceError::impossible(id)((found, format!("{NEEDED:#x} among them"))));
         }
         let calls = Calls::start(id, &fd)?;
-        Ok(Self { id: id.to_owned(), node, fd, features, calls, inner: Mutex::default() })
+        Ok(Self { id: id.to_owned(), node, fd, features, calls, running: Mutex::default() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed(&self, doing: &str) -> impl FnOnce(Errno) -> DeviceError {
@@ -98,57 +74,19 @@ impl Vhost {
         self.features
     }
 
-    /// Registers a duplicate of its descriptor. Whoever gets it can own it after a [`Self::release`].
-    pub fn register(&self, name: FdName, fds: &mut FdTable) -> Result<(), FdError> {
-        fds.insert_dup(name, self.fd.as_fd())
-    }
-
-    /// Makes this process its owner. Does nothing if it is. Waits a moment for one that has ended.
-    pub fn own(&self) -> Result<(), DeviceError> {
-        let mut inner = self.lock();
-        if inner.owned {
-            return Ok(());
-        }
-        let deadline = Instant::now() + LET_GO;
-        loop {
-            match self.fd.set_owner() {
-                Err(Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(LOOK),
-                Err(Errno::EBUSY) => {
-                    let doing = "becoming its owner: another process is, and has not let go";
-                    return Err(self.failed(doing)(Errno::EBUSY));
-                }
-                other => {
-                    other.map_err(self.failed("becoming its owner"))?;
-                    inner.owned = true;
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    /// Lets go of it, so that another process can own it. It is stopped.
-    pub fn release(&self) -> Result<(), DeviceError> {
-        let mut inner = self.lock();
-        if inner.owned {
-            self.fd.reset_owner().map_err(self.failed("letting go of it"))?;
-            inner.owned = false;
-        }
-        Ok(())
-    }
-
     /// vhost-vsock: takes the guest's address, which nobody else may have.
     pub fn set_guest_cid(&self, cid: u32) -> nix::Result<()> {
         self.fd.set_guest_cid(cid.into())
     }
 
-    /// Gives the kernel two queues, its rings 0 and 1, and has it look at each. It is owned, and stopped.
+    /// Gives the kernel two queues, its rings 0 and 1, and has it look at each. It is stopped.
     pub fn start(&self, run: Run, backend: Backend) -> Result<(), DeviceError> {
         let Run { memory, features, queues } = run;
         let queues: [ActiveQueue; RINGS] = queues.try_into().map_err(|queues: Vec<_>| {
             let found = format!("{} queues for {}", queues.len(), self.node.path());
             DeviceError::impossible(&self.id)((found, RINGS.to_string()))
         })?;
-        let mut inner = self.lock();
+        let mut slot = self.lock();
         self.fd.set_features(features & self.features).map_err(self.failed("setting its features"))?;
         self.fd.set_memory(&self.regions(&memory)?).map_err(self.failed("telling it the guest's memory"))?;
         for (ring, queue) in (0..).zip(&queues) {
@@ -160,20 +98,20 @@ impl Vhost {
             self.calls.disconnect();
             return Err(error);
         }
-        inner.running = Some(running);
+        *slot = Some(running);
         Ok(())
     }
 
     /// Takes the queues back, in their order. None if it is stopped. After an error it goes on.
     pub fn stop(&self) -> Result<Vec<ActiveQueue>, DeviceError> {
-        let mut inner = self.lock();
-        let Some(mut running) = inner.running.take() else { return Ok(Vec::new()) };
+        let mut slot = self.lock();
+        let Some(mut running) = slot.take() else { return Ok(Vec::new()) };
         let halted = self.halt(&running.backend).map_err(self.failed("stopping it"));
         if let Err(error) = halted.and_then(|()| self.note_progress(&mut running)) {
             if let Err(again) = self.serve(&running) {
                 tracing::error!("{again}");
             }
-            inner.running = Some(running);
+            *slot = Some(running);
             return Err(error);
         }
         self.calls.disconnect();
@@ -258,13 +196,9 @@ impl Vhost {
 }
 
 impl Drop for Vhost {
-    /// Others may have its descriptor: it does not end with this one.
+    /// The kernel lets go of the guest's memory before it is unmapped.
     fn drop(&mut self) {
-        let stopped = self.stop().map(drop);
-        // Where the owner cannot change nobody else has it.
-        if let Err(error) =
-            stopped.and_then(|()| if self.node == Node::Net { self.release() } else { Ok(()) })
-        {
+        if let Err(error) = self.stop() {
             tracing::debug!("letting go of it at last: {error}");
         }
     }

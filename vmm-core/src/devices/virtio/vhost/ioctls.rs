@@ -75,7 +75,6 @@ mod raw {
     nix::ioctl_read!(get_features, VHOST, 0x00, u64);
     nix::ioctl_write_ptr!(set_features, VHOST, 0x00, u64);
     nix::ioctl_none!(set_owner, VHOST, 0x01);
-    nix::ioctl_none!(reset_owner, VHOST, 0x02);
     nix::ioctl_write_ptr!(set_mem_table, VHOST, 0x03, RegionsHead);
     nix::ioctl_write_ptr!(set_vring_num, VHOST, 0x10, RingNumber);
     nix::ioctl_write_ptr!(set_vring_addr, VHOST, 0x11, RingAddress);
@@ -118,12 +117,6 @@ impl VhostFd {
     pub(super) fn set_owner(&self) -> Result<()> {
         // SAFETY: the descriptor is open; the call takes nothing else.
         unsafe { raw::set_owner(self.0.as_raw_fd()) }.map(drop)
-    }
-
-    /// Ends that. It forgets everything that it was told. `EPERM` if another process is the owner.
-    pub(super) fn reset_owner(&self) -> Result<()> {
-        // SAFETY: the descriptor is open; the call takes nothing else.
-        unsafe { raw::reset_owner(self.0.as_raw_fd()) }.map(drop)
     }
 
     /// Says where the guest's memory is.

@@ -11,11 +11,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::device::address;
 use super::ioctls::{MAX_REGIONS, Region, Regions, VhostFd};
 use super::*;
-use crate::cpr::fds::{FdName, FdTable};
 use crate::devices::IrqLine;
 use crate::devices::pci::fake::{Line, Vectors};
 use crate::devices::pci::{ConfigSpace, Identity, Intx, IntxLine, Msix};
-use crate::devices::virtio::{ActiveQueue, Interrupt, Run, skip};
+use crate::devices::virtio::{ActiveQueue, Interrupt, Run};
 
 const RAM: usize = 1 << 20;
 
@@ -60,17 +59,6 @@ fn more_regions_than_the_kernel_takes_are_refused() {
 }
 
 #[test]
-fn a_descriptor_of_another_kind_is_refused_and_named() {
-    let null = || std::fs::File::open("/dev/null").unwrap().into();
-    let name = FdName::new("net0.vhost", 0);
-    for node in [Node::Net, Node::Vsock] {
-        let error = Vhost::adopt("net0", node, &name, null()).err().unwrap().to_string();
-        assert!(error.contains("'net0.vhost' #0") && error.contains(node.path()), "{error}");
-        assert!(error.contains("1:3"), "{error}");
-    }
-}
-
-#[test]
 fn a_call_of_the_kernel_becomes_an_interrupt_and_a_broken_ring_needs_a_reset() {
     let (interrupt, line) = interrupt();
     let no_device = std::fs::File::open("/dev/null").unwrap().into();
@@ -89,34 +77,21 @@ fn a_call_of_the_kernel_becomes_an_interrupt_and_a_broken_ring_needs_a_reset() {
     assert!(interrupt.is_reset_needed());
 }
 
-/// The device, where the host has it.
-fn open(node: Node) -> Option<Vhost> {
-    if std::fs::File::options().read(true).write(true).open(node.path()).is_err() {
-        let error = Vhost::open("dev0", node).err()?.to_string();
-        assert!(error.contains(node.path()), "{error}");
-        skip(error);
-        return None;
+#[test]
+fn a_host_without_the_device_is_told_what_is_missing() {
+    for node in [Node::Net, Node::Vsock] {
+        if let Err(error) = Vhost::open("dev0", node) {
+            let error = error.to_string();
+            assert!(error.contains(node.path()) && error.contains("module"), "{error}");
+        }
     }
-    Some(Vhost::open("dev0", node).unwrap())
 }
 
 #[test]
-fn vhost_net_is_handed_to_another_owner_and_comes_back() {
-    let Some(first) = open(Node::Net) else { return };
-    let (name, mut fds) = (FdName::new("net0.vhost", 0), FdTable::new());
-    first.register(name.clone(), &mut fds).unwrap();
-    let second = Vhost::adopt("net0", Node::Net, &name, fds.take(&name).unwrap()).unwrap();
-    let error = second.own().unwrap_err().to_string();
-    assert!(error.contains("has not let go"), "{error}");
-    first.release().unwrap();
-    second.own().unwrap();
-    drop(second);
-    first.own().unwrap();
-}
-
-#[test]
+#[ignore = "needs /dev/vhost-vsock: scripts/lab vsock-lab-2 runs it"]
 fn vhost_vsock_gives_its_queues_back_as_they_were_and_an_address_is_one_guests() {
-    let (Some(first), Some(second)) = (open(Node::Vsock), open(Node::Vsock)) else { return };
+    let open = || Vhost::open("dev0", Node::Vsock).unwrap();
+    let (first, second) = (open(), open());
     first.set_guest_cid(0xc0de).unwrap();
     assert_eq!(second.set_guest_cid(0xc0de), Err(nix::Error::EADDRINUSE));
     let (memory, (interrupt, _)) = (memory(), interrupt());
@@ -167,8 +142,9 @@ impl Vectored {
 }
 
 #[test]
+#[ignore = "needs /dev/vhost-vsock: scripts/lab vsock-lab-2 runs it"]
 fn calls_follow_the_driver_from_vector_to_vector_and_to_intx() {
-    let Some(vhost) = open(Node::Vsock) else { return };
+    let vhost = Vhost::open("dev0", Node::Vsock).unwrap();
     vhost.set_guest_cid(0xca11).unwrap();
     let (memory, mut driver) = (memory(), Vectored::new());
     driver.enable(true);
