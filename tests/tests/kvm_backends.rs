@@ -137,7 +137,8 @@ fn an_image_that_grew_was_written_or_replaced_since_the_save_is_refused_until_it
         back()
     };
     let put_back = || Ok(fs::rename(&kept, &path)?);
-    let changes: [(&str, &dyn Fn() -> anyhow::Result<()>, &dyn Fn() -> anyhow::Result<()>); 3] =
+    type Step<'a> = &'a dyn Fn() -> anyhow::Result<()>;
+    let changes: [(&str, Step<'_>, Step<'_>); 3] =
         [("size", &grow, &back), ("modif", &write, &back), ("inode", &replace, &put_back)];
     for (named, change, undo) in changes {
         change()?;
