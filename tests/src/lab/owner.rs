@@ -10,7 +10,7 @@ use serde_json::Value;
 use vmm_core::cpr::transfer::message::{Message, State};
 
 use super::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL};
-use super::scenario::{Backing, Guest, Mode, Terminal};
+use super::scenario::{Backing, Disk, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
 use super::{disks, net, vsock};
 use crate::harness::proxy::{Action, Proxy};
@@ -48,8 +48,10 @@ impl Owner {
                 Terminal::Virtio => format!("--device=virtio-serial-pci,console=unix:{}", serial().display()),
             },
         ];
-        let disk =
-            |(index, disk)| format!("--device=virtio-blk-pci,path={}", disks::path(index, disk).display());
+        let disk = |(index, disk): (usize, &Disk)| {
+            let direct = if disk.delay_ms > 0 { ",direct=on" } else { "" };
+            format!("--device=virtio-blk-pci,path={}{direct}", disks::path(index, disk).display())
+        };
         arguments.extend(guest.disks.iter().enumerate().map(disk));
         arguments.extend(guest.net.iter().map(|net| {
             let vhost = if net.vhost { ",vhost=on" } else { "" };

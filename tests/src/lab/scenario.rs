@@ -110,7 +110,7 @@ pub struct Disk {
     /// Whether it has an ext4 file system, mounted all along; otherwise its blocks are used as they are.
     #[serde(default)]
     pub ext4: bool,
-    /// Milliseconds that the host takes more for each request.
+    /// Milliseconds that the host takes more for each request; its page cache, which would hide that, is passed by.
     #[serde(default)]
     pub delay_ms: u64,
 }
