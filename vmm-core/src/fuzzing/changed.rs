@@ -71,6 +71,8 @@ fn changed(good: &[u8], source: &mut Source) -> Vec<u8> {
         }
     }
     let mut out = StateWriter::new(header);
-    sections.iter().for_each(|(id, version, payload)| out.put_raw(*id, *version, payload));
+    for (id, version, payload) in sections {
+        out.put_raw(id, version, &payload);
+    }
     out.finish().unwrap()
 }

@@ -10,7 +10,7 @@ use proptest::test_runner::RngSeed;
 use super::*;
 
 /// The most that a case may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Runs a case on a thread of its own: one that hangs fails.
 fn bounded(case: impl FnOnce() + Send + 'static) {

@@ -168,7 +168,9 @@ impl VirtioDevice for Block {
             busy.get_or_insert(what);
         }
         if let Some(what) = busy {
-            threads.iter().for_each(|thread| thread.go_on());
+            for thread in threads {
+                thread.go_on();
+            }
             return Err(DeviceError::Busy { device: self.id.clone(), what });
         }
         let queues = threads.iter().filter_map(|thread| thread.give_back()).collect();
