@@ -38,10 +38,18 @@ pub fn drive(kind: Kind, bytes: &[u8]) {
     run(kind, &mut source).judge();
 }
 
+/// A machine whose devices' BARs decode.
+pub(super) fn machine(kind: Kind) -> Machine {
+    let machine = Machine::new(Subject::new(kind), Ram::new());
+    for slot in [SUBJECT, WITNESS] {
+        machine.set_config(slot, 4, &[6]);
+    }
+    machine
+}
+
 /// The machine after the actions that the bytes say.
 pub(super) fn run(kind: Kind, source: &mut Source) -> Machine {
-    let mut machine = Machine::new(Subject::new(kind), Ram::new());
-    [SUBJECT, WITNESS].into_iter().for_each(|slot| machine.set_config(slot, 4, &[6]));
+    let mut machine = machine(kind);
     for _ in 0..MOST {
         if source.is_empty() {
             break;
@@ -65,8 +73,7 @@ pub fn drive_transport(bytes: &[u8]) {
 
 fn only(bytes: &[u8], actions: &[u8]) {
     let mut source = Source(bytes);
-    let mut machine = Machine::new(Subject::new(Kind::Rng), Ram::new());
-    [SUBJECT, WITNESS].into_iter().for_each(|slot| machine.set_config(slot, 4, &[6]));
+    let mut machine = machine(Kind::Rng);
     for _ in 0..MOST {
         if source.is_empty() {
             break;

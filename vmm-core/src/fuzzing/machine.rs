@@ -175,7 +175,7 @@ impl Machine {
         }
         write(20, &[11]);
         let base = PIECES[1] + if slot == WITNESS { STRIDE } else { 0 };
-        self.ram.memory.write_slice(&[0; STRIDE as usize], GuestAddress(base)).unwrap();
+        self.ram.memory.write_slice(&vec![0; STRIDE as usize], GuestAddress(base)).unwrap();
         write(22, &request.queue.to_le_bytes());
         write(24, &SIZE.to_le_bytes());
         for (register, address) in [(32, DESCRIPTORS), (40, AVAILABLE), (48, USED)] {

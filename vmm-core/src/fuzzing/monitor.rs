@@ -2,7 +2,10 @@
 
 use crate::config::Uuid;
 use crate::cpr::blockers::Blocker;
-use crate::monitor::*;
+use crate::monitor::{
+    CheckRequest, CommandError, Control, CpuInfoFast, Destination, HandoverReport, Incoming,
+    MigrateCapabilities, MigrateParameters, MigrateParametersUpdate, MigrationInfo, RunState, answer_all,
+};
 
 /// A machine that does as it is told.
 struct Obedient;

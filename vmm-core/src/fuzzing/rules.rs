@@ -1,10 +1,10 @@
 //! Rules that are broken one at a time.
 
-use super::actions::{notify, start};
+use super::actions::{machine, notify, start};
 use super::machine::{AVAILABLE, BUFFERS, DESCRIPTORS, Machine, STRIDE, SUBJECT, USED, wait};
-use super::ram::{PIECE, PIECES, Ram};
+use super::ram::{PIECE, PIECES};
 use super::source::Source;
-use super::subject::{Kind, Subject};
+use super::subject::Kind;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -15,8 +15,7 @@ const INDIRECT: u16 = 4;
 fn broken(kind: Kind, needs_reset: bool, spoil: impl Fn(&Machine, u64)) {
     let queue = u8::from(kind == Kind::Console);
     let base = STRIDE * u64::from(queue);
-    let machine = Machine::new(Subject::new(kind), Ram::new());
-    machine.set_config(SUBJECT, 4, &[6]);
+    let machine = machine(kind);
     start(&machine, &mut Source(&[]));
     machine.put(base + AVAILABLE + 4, 0_u16);
     machine.put(base + AVAILABLE + 2, 1_u16);
@@ -79,10 +78,8 @@ fn lengths_of_nothing_and_of_everything_end() {
 #[test]
 fn used_elements_over_the_descriptors_harm_nobody_else() {
     for kind in [Kind::Rng, Kind::Console, Kind::Block] {
-        let machine = Machine::new(Subject::new(kind), Ram::new());
-        machine.set_config(SUBJECT, 4, &[6]);
+        let machine = machine(kind);
         start(&machine, &mut Source(&[]));
-        machine.set_config(SUBJECT, 4, &[6]);
         let write = |offset, data: &[u8]| machine.bus.write_memory(machine.bar(SUBJECT) + offset, data);
         // The queue is reset and comes back with its used ring where its descriptors are.
         for queue in 0..2_u16 {
@@ -103,8 +100,7 @@ fn used_elements_over_the_descriptors_harm_nobody_else() {
 
 #[test]
 fn more_than_any_buffer_holds_is_not_read_over_and_over() {
-    let machine = Machine::new(Subject::new(Kind::Console), Ram::new());
-    machine.set_config(SUBJECT, 4, &[6]);
+    let machine = machine(Kind::Console);
     start(&machine, &mut Source(&[]));
     // 4095 times the same half a mebibyte, as what the port sends and as what the driver says of it.
     let table = PIECES[1];

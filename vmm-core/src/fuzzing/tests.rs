@@ -10,7 +10,7 @@ use proptest::test_runner::RngSeed;
 use super::*;
 
 /// The most that a case may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Runs a case on a thread of its own: one that hangs fails.
 fn bounded(case: impl FnOnce() + Send + 'static) {
@@ -66,5 +66,16 @@ proptest! {
     #[test]
     fn a_device_lives_through_whatever_is_written_to_its_registers(bytes in bytes()) {
         bounded(move || drive_transport(&bytes));
+    }
+
+    #[test]
+    fn state_that_is_anything_is_read_without_a_panic(bytes in bytes()) {
+        read_state(&bytes);
+        read_state(&[&b"cprstate\x01\0\0\0"[..], &bytes].concat());
+    }
+
+    #[test]
+    fn a_client_that_says_anything_is_answered_without_a_panic(bytes in bytes()) {
+        answer_client(&bytes);
     }
 }

@@ -25,6 +25,8 @@ mod error;
 mod header;
 mod inspect;
 mod kernel;
+#[cfg(any(test, feature = "fuzzing"))]
+mod mend;
 mod reader;
 mod section;
 mod table;
@@ -37,6 +39,8 @@ pub use self::error::FormatError;
 pub use self::header::{FORMAT_VERSION, HeaderInfo, MAX_NAME, MAX_WRITER};
 pub use self::inspect::{HeaderView, Inspection, SectionView, inspect};
 pub use self::kernel::KernelBytes;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::mend::mend;
 pub use self::reader::StateReader;
 pub use self::section::{Section, SectionId, SectionKind, decode_as, encode_as};
 pub use self::table::Entry;

@@ -1,5 +1,7 @@
 //! What the machine would give, and a function with three BARs.
 
+#![allow(clippy::unwrap_used, reason = "this is a test's")]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -12,7 +14,9 @@ use crate::config::Uuid;
 use crate::cpr::Mode;
 use crate::cpr::format::{HeaderInfo, StateReader, StateWriter};
 use crate::devices::pci::msi::{Doorbells, MsiMessage, MsiVector, MsiVectors};
-use crate::devices::pci::*;
+use crate::devices::pci::{
+    Bar, BarKind, BarSpec, ConfigSpace, HostBridge, Identity, PciBus, PciConfigState, PciFunction, Windows,
+};
 use crate::devices::{Device, DeviceError, IrqLine};
 
 /// A line that remembers its level.
