@@ -26,8 +26,12 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
         memory: &host.memory,
         kernel: &host_kernel,
         initrd: &host_initrd,
-        // Without the tolerance a guest's TSC may silently stand still under TCG.
-        cmdline: &format!("console=ttyS0 loglevel=6 panic=-1 kvm.tsc_tolerance_ppm=100000 {}", host.cmdline),
+        // A host that is kept waiting takes a wrong TSC rate at its start, and later for a fault of the TSC what is its own
+        // delay: without the tolerance a guest's TSC may then stand still, and without `tsc=reliable` the host gives it up.
+        cmdline: &format!(
+            "console=ttyS0 loglevel=6 panic=-1 kvm.tsc_tolerance_ppm=100000 tsc=reliable {}",
+            host.cmdline
+        ),
         disks: &disks,
         tap: None,
         serial: &[format!("file:{}", console.display()), "stdio".into()],
