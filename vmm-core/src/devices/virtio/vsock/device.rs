@@ -190,6 +190,8 @@ fn attend(shared: &Weak<Shared>, before: Option<&Before>) {
             Err(_) => start.elapsed() > LET_GO,
         };
         if ready {
+            let waited = start.elapsed().as_millis();
+            tracing::debug!("{}: guest-cid {} was waited for {waited} ms", shared.id, shared.cid);
             return inner.end_waiting(named);
         }
         drop(inner);

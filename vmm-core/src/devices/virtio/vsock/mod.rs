@@ -8,6 +8,9 @@
 //!    connections whole.
 //! 4. Who takes the guest over opens its own vhost-vsock while the guest still runs elsewhere, and takes the CID when the
 //!    source has let go of it. That is after the claim: it costs no downtime, and the guest's queues wait.
+//! 5. Nobody can connect to the guest before its driver has heard of the reset (it makes the event's buffer available
+//!    again): the driver closes whatever is connected when it hears. A driver that does not say so is served a few
+//!    seconds later all the same.
 //!
 //! `device.rs` is the device, `turn.rs` how it is known that a CID is free, `events.rs` what the guest is told.
 
