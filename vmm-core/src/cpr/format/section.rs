@@ -49,6 +49,8 @@ pub enum SectionKind {
     Virtio = 19,
     /// The image of a virtio disk; the instance is its slot.
     VirtioBlock = 20,
+    /// A memory balloon; the instance is its slot.
+    VirtioBalloon = 23,
     /// The ports of a virtio console; the instance is its slot.
     VirtioConsole = 24,
     /// The last section, empty.
@@ -77,6 +79,7 @@ impl SectionKind {
         Self::Msix,
         Self::Virtio,
         Self::VirtioBlock,
+        Self::VirtioBalloon,
         Self::VirtioConsole,
         Self::End,
     ];
@@ -108,6 +111,7 @@ impl SectionKind {
             Self::Msix => "msix",
             Self::Virtio => "virtio",
             Self::VirtioBlock => "virtio-block",
+            Self::VirtioBalloon => "virtio-balloon",
             Self::VirtioConsole => "virtio-console",
             Self::End => "end",
         }
