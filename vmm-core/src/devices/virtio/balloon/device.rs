@@ -1,7 +1,7 @@
 //! The device.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use virtio_queue::DescriptorChain;
@@ -44,7 +44,13 @@ struct Shared {
     target: AtomicU32,
     actual: AtomicU32,
     held: AtomicBool,
-    driver: Mutex<Option<(Arc<Interrupt>, Vec<Arc<EventFd>>)>>,
+    driver: Mutex<Option<Driver>>,
+}
+
+/// The ways to the driver and to the device's own queues, while it is started.
+struct Driver {
+    interrupt: Arc<Interrupt>,
+    kicks: Vec<Arc<EventFd>>,
 }
 
 impl Balloon {
@@ -65,8 +71,8 @@ impl Balloon {
     pub fn set_target(&self, bytes: u64) {
         let pages = u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
         self.shared.target.store(pages, Ordering::SeqCst);
-        if let Some((interrupt, _)) = &*self.shared.driver() {
-            interrupt.config_changed();
+        if let Some(driver) = &*self.shared.driver() {
+            driver.interrupt.config_changed();
         }
     }
 
@@ -83,7 +89,7 @@ impl Balloon {
     /// Goes on after [`Self::hold`].
     pub fn release(&self) {
         self.shared.held.store(false, Ordering::SeqCst);
-        for kick in self.shared.driver().iter().flat_map(|(_, kicks)| kicks) {
+        for kick in self.shared.driver().iter().flat_map(|driver| &driver.kicks) {
             // It can only fail when the counter is full, and then the thread is awake.
             let _ = kick.write(1);
         }
@@ -91,7 +97,7 @@ impl Balloon {
 }
 
 impl Shared {
-    fn driver(&self) -> std::sync::MutexGuard<'_, Option<(Arc<Interrupt>, Vec<Arc<EventFd>>)>> {
+    fn driver(&self) -> MutexGuard<'_, Option<Driver>> {
         self.driver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -131,7 +137,7 @@ impl VirtioDevice for Balloon {
     fn start(&self, run: Run) -> Result<(), DeviceError> {
         let kicks = run.queues.iter().map(|queue| Arc::clone(&queue.kick)).collect();
         let interrupt = run.queues.first().map(|queue| Arc::clone(&queue.interrupt));
-        *self.shared.driver() = interrupt.map(|interrupt| (interrupt, kicks));
+        *self.shared.driver() = interrupt.map(|interrupt| Driver { interrupt, kicks });
         self.worker.start(run);
         Ok(())
     }
