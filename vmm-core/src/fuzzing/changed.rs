@@ -29,7 +29,7 @@ pub fn read_state(bytes: &[u8]) {
 /// and loads it: it is refused by a name, or the machine lives.
 pub fn load_changed(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else { return };
-    let kind = [Kind::Rng, Kind::Console, Kind::Block][usize::from(kind % 3)];
+    let kind = [Kind::Rng, Kind::Console, Kind::Block, Kind::Balloon][usize::from(kind % 4)];
     let (changes, actions) = bytes.split_at(bytes.len().min(24));
     let machine = run(kind, &mut Source(actions));
     machine.stop();

@@ -1,5 +1,7 @@
 //! Rules that are broken one at a time.
 
+use std::time::Duration;
+
 use super::actions::{machine, notify, start};
 use super::machine::{AVAILABLE, BUFFERS, DESCRIPTORS, Machine, STRIDE, SUBJECT, USED, wait};
 use super::ram::{PIECE, PIECES};
@@ -122,7 +124,7 @@ fn more_than_any_buffer_holds_is_not_read_over_and_over() {
     let before = std::time::Instant::now();
     machine.turn();
     machine.stop();
-    assert!(before.elapsed() < std::time::Duration::from_secs(2), "{:?}", before.elapsed());
+    assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
     machine.resume();
     machine.judge();
 }

@@ -10,6 +10,7 @@ use crate::config::{ChardevConfig, DeviceConfig};
 use crate::cpr::fds::FdTable;
 use crate::devices::chardev::Chardev;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, BlockConfig};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
@@ -23,6 +24,8 @@ pub enum Kind {
     Console,
     /// A disk with two queues.
     Block,
+    /// A memory balloon, with reports of free pages.
+    Balloon,
 }
 
 /// A request that keeps the rules.
@@ -52,6 +55,7 @@ impl Subject {
     pub(super) fn new(kind: Kind) -> Self {
         let (device, outside): (Arc<dyn VirtioDevice>, _) = match kind {
             Kind::Rng => (Arc::new(Rng::new("subject").unwrap()), None),
+            Kind::Balloon => (Arc::new(balloon()), None),
             Kind::Console => {
                 let port = Chardev::open("subject.1", &ChardevConfig::Pty).unwrap();
                 let mut options = OpenOptions::new();
@@ -76,6 +80,7 @@ impl Subject {
                 Arc::new(console(Chardev::adopt("subject.1", &ChardevConfig::Pty, fds).unwrap()))
             }
             (Kind::Block, Some(image)) => Arc::new(Block::adopt("subject", &disk(image), fds).unwrap()),
+            (Kind::Balloon, _) => Arc::new(balloon()),
             _ => Arc::new(Rng::new("subject").unwrap()),
         };
         Self { kind: self.kind, device, outside: self.outside.clone() }
@@ -94,6 +99,8 @@ impl Subject {
     pub(super) fn request(&self) -> Request {
         match self.kind {
             Kind::Rng => rng_request(),
+            // A page goes in.
+            Kind::Balloon => Request { queue: 0, reads: vec![0x10, 0, 0, 0], writes: 0, written: 0 },
             // The driver is ready.
             Kind::Console => {
                 Request { queue: 3, reads: [&[0xff; 4][..], &[0, 0, 1, 0]].concat(), writes: 0, written: 0 }
@@ -107,6 +114,10 @@ impl Subject {
 /// What an entropy device must answer.
 pub(super) fn rng_request() -> Request {
     Request { queue: 0, reads: Vec::new(), writes: 64, written: 64 }
+}
+
+fn balloon() -> Balloon {
+    Balloon::new("subject", 4096, true).unwrap()
 }
 
 fn console(port: Chardev) -> Console {

@@ -54,6 +54,11 @@ proptest! {
     }
 
     #[test]
+    fn a_balloon_lives_through_whatever_a_driver_does(bytes in bytes()) {
+        bounded(move || drive(Kind::Balloon, &bytes));
+    }
+
+    #[test]
     fn state_that_was_changed_on_its_way_is_loaded_or_refused_by_name(bytes in bytes()) {
         bounded(move || load_changed(&bytes));
     }

@@ -51,6 +51,8 @@ pub enum SectionKind {
     VirtioBlock = 20,
     /// A virtio network device; the instance is its slot.
     VirtioNet = 21,
+    /// A memory balloon; the instance is its slot.
+    VirtioBalloon = 23,
     /// The ports of a virtio console; the instance is its slot.
     VirtioConsole = 24,
     /// The last section, empty.
@@ -80,6 +82,7 @@ impl SectionKind {
         Self::Virtio,
         Self::VirtioBlock,
         Self::VirtioNet,
+        Self::VirtioBalloon,
         Self::VirtioConsole,
         Self::End,
     ];
@@ -112,6 +115,7 @@ impl SectionKind {
             Self::Virtio => "virtio",
             Self::VirtioBlock => "virtio-block",
             Self::VirtioNet => "virtio-net",
+            Self::VirtioBalloon => "virtio-balloon",
             Self::VirtioConsole => "virtio-console",
             Self::End => "end",
         }

@@ -11,6 +11,7 @@
 //! for devices that need one, `transport` the PCI function. In a device's folder `config.rs` is what it is made with,
 //! `device.rs` the device, `state.rs` its wire form, where it has state of its own.
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod console;

@@ -1,6 +1,7 @@
 //! A queue in the hands of a device.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -33,12 +34,14 @@ pub struct ActiveQueue {
     pub interrupt: Arc<Interrupt>,
     /// Something was given back since the driver was last told.
     used: bool,
+    /// The available index when notifications were last asked for.
+    listened: Option<u16>,
 }
 
 impl ActiveQueue {
     /// A queue that a device may work on.
     pub fn new(index: u16, ring: Queue, kick: Arc<EventFd>, interrupt: Arc<Interrupt>) -> Self {
-        Self { index, ring, kick, interrupt, used: false }
+        Self { index, ring, kick, interrupt, used: false, listened: None }
     }
 
     /// What is wrong with it, or with what a driver has put in it.
@@ -87,8 +90,43 @@ impl ActiveQueue {
         Ok(())
     }
 
-    /// Asks the driver for notifications. `true` when there is already something new, for which none will come.
+    /// Asks the driver for notifications. `true` when there is already something new, for which none will come. What was
+    /// there the last time and was left in the queue is not new.
     pub fn listen(&mut self, memory: &GuestMemoryMmap) -> Result<bool, RingError> {
-        self.ring.enable_notification(memory).map_err(|error| self.broken(error))
+        let some = self.ring.enable_notification(memory).map_err(|error| self.broken(error))?;
+        let index = self.ring.avail_idx(memory, Ordering::Acquire).map_err(|error| self.broken(error))?.0;
+        Ok(self.listened.replace(index) != Some(index) && some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::IrqLine;
+    use crate::devices::pci::fake::{Line, Vectors};
+    use crate::devices::pci::{Intx, IntxLine, Msix};
+
+    #[test]
+    fn chains_that_are_left_in_the_queue_are_new_once() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        let available = |index: u16| memory.write_obj(index, GuestAddress(0x2002)).unwrap();
+        let mut ring = Queue::new(64).unwrap();
+        ring.set_desc_table_address(Some(0x1000), None);
+        ring.set_avail_ring_address(Some(0x2000), None);
+        ring.set_used_ring_address(Some(0x3000), None);
+        ring.set_ready(true);
+        let lines = std::array::from_fn(|_| IntxLine::new(Arc::<Line>::default() as Arc<dyn IrqLine>));
+        let msix = Arc::new(Msix::new(1, &Vectors::default()).unwrap());
+        let interrupt = Interrupt::new(1, msix, Intx::new(&lines, 1));
+        let mut queue = ActiveQueue::new(0, ring, Arc::new(EventFd::new(0).unwrap()), interrupt);
+        assert!(!queue.listen(&memory).unwrap());
+        available(1);
+        assert!(queue.listen(&memory).unwrap());
+        assert!(!queue.listen(&memory).unwrap());
+        available(2);
+        assert!(queue.listen(&memory).unwrap());
+        queue.pop(&memory).unwrap().unwrap();
+        queue.pop(&memory).unwrap().unwrap();
+        assert!(!queue.listen(&memory).unwrap());
     }
 }
