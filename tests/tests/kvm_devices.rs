@@ -63,6 +63,7 @@ fn a_paused_guests_device_goes_on_when_the_guest_does() -> anyhow::Result<()> {
     for way in CprMode::ALL {
         vm.ask("stop")?;
         vm.handover(way)?;
+        vm.becomes("paused")?;
         vm.stands_still().with_context(|| format!("over {way}"))?;
         vm.ask("cont")?;
         works(&vm).with_context(|| format!("over {way}"))?;

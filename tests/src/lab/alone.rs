@@ -54,6 +54,10 @@ impl Machine for Alone {
         bail!("a handover that fails needs a host in the scenario")
     }
 
+    fn balloon(&mut self, _bytes: u64) -> Result<()> {
+        bail!("a balloon needs a host in the scenario")
+    }
+
     fn stop(&mut self) -> Result<()> {
         bail!("a pause needs a host in the scenario")
     }

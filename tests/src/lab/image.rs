@@ -14,7 +14,8 @@ use super::{modules, units};
 use crate::harness::host::binary;
 
 /// What a test guest needs besides what its kernel has built in: the power button, and the drivers of its devices.
-const GUEST_MODULES: [&str; 5] = ["evdev", "button", "virtio_pci", "virtio_rng", "virtio_console"];
+const GUEST_MODULES: [&str; 6] =
+    ["evdev", "button", "virtio_pci", "virtio_rng", "virtio_console", "virtio_balloon"];
 /// What a machine with disks needs besides.
 const DISK_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 /// What a host needs besides what its kernel has built in.

@@ -6,8 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use vmm_core::cpr::transfer::message::{Message, State};
+use vmm_core::monitor::client::Client;
 
 use super::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL};
 use super::scenario::{Backing, Disk, Guest, Mode, Terminal};
@@ -129,6 +130,16 @@ impl Machine for Owner {
         }
         let total = milliseconds(started.elapsed());
         Ok(HandOver { downtime: downtime(&report), total })
+    }
+
+    fn balloon(&mut self, bytes: u64) -> Result<()> {
+        let monitor = Path::new(RUNTIME).join(format!("{NAME}.sock"));
+        let mut client = Client::connect_within(&monitor, WITHIN)?;
+        client.execute("balloon", &json!({"value": bytes}))?;
+        until("the guest to keep as much as it is asked to", || {
+            let kept = client.execute("query-balloon", &json!({}))?;
+            Ok((kept["actual"].as_u64() == Some(bytes)).then_some(()))
+        })
     }
 
     fn roll_back(&mut self) -> Result<HandOver> {

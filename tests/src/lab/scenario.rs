@@ -242,6 +242,8 @@ pub enum Step {
     Mixed(u32),
     /// It is handed over to a process that is lost when it has all but the state, and goes on where it was: `rollback`.
     RollBack,
+    /// The guest is asked to keep so many MiB of its RAM, and does: `balloon MIB`.
+    Balloon(u64),
     /// It powers itself off: `poweroff`.
     PowerOff,
 }
@@ -264,6 +266,7 @@ impl fmt::Display for Step {
             Self::HandOver(mode) => mode.fmt(f),
             Self::Paused(mode) => write!(f, "paused {mode}"),
             Self::Mixed(count) => write!(f, "mixed {count}"),
+            Self::Balloon(mib) => write!(f, "balloon {mib}"),
             Self::RollBack => f.write_str("rollback"),
             Self::PowerOff => f.write_str("poweroff"),
         }
@@ -281,13 +284,14 @@ impl FromStr for Step {
             ("run", seconds) => number(seconds).map(|seconds| Self::Run(Duration::from_secs(seconds))),
             ("mixed", count) => number(count).map(|count| Self::Mixed(count as u32)),
             ("paused", Some(argument)) => mode(argument).map(Self::Paused),
+            ("balloon", mib) => number(mib).map(Self::Balloon),
             ("rollback", None) => Some(Self::RollBack),
             ("poweroff", None) => Some(Self::PowerOff),
             (word, None) => mode(word).map(Self::HandOver),
             _ => None,
         };
         step.ok_or_else(|| {
-            format!("'{text}' is no step: expected run SECONDS, MODE, paused MODE, mixed COUNT, rollback or poweroff")
+            format!("'{text}' is no step: expected run SECONDS, MODE, paused MODE, mixed COUNT, balloon MIB, rollback or poweroff")
         })
     }
 }
@@ -343,9 +347,17 @@ mod tests {
 
     #[test]
     fn steps_are_read_and_printed_alike() {
-        for text in
-            ["run 10", "transfer", "exec", "reboot", "paused exec", "mixed 10", "rollback", "poweroff"]
-        {
+        for text in [
+            "run 10",
+            "transfer",
+            "exec",
+            "reboot",
+            "paused exec",
+            "mixed 10",
+            "balloon 512",
+            "rollback",
+            "poweroff",
+        ] {
             assert_eq!(text.parse::<Step>().unwrap().to_string(), text);
         }
         for text in ["", "run", "run x", "teleport", "paused", "transfer 3", "mixed"] {

@@ -34,6 +34,8 @@ pub trait Machine {
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver>;
     /// Begins to hand the guest over, and has it come back when it is stopped and saved.
     fn roll_back(&mut self) -> Result<HandOver>;
+    /// Asks the guest to keep so many bytes of its RAM, and waits until it does.
+    fn balloon(&mut self, bytes: u64) -> Result<()>;
     /// Pauses the guest.
     fn stop(&mut self) -> Result<()>;
     /// Lets a paused guest go on.
@@ -144,6 +146,10 @@ impl Run<'_> {
                 let handed_over = self.paused(mode)?;
                 paused = since.elapsed();
                 Some(handed_over)
+            }
+            Step::Balloon(mib) => {
+                self.machine.balloon(mib << 20)?;
+                None
             }
             Step::RollBack => Some(self.machine.roll_back()?),
             Step::Mixed(_) => bail!("a mixed step is expanded first"),

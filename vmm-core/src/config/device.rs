@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, Uuid};
 use crate::devices::pci::SLOTS;
+use crate::devices::virtio::balloon::BalloonConfig;
 use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::console::ConsoleConfig;
 use crate::devices::virtio::net::{Mac, NetConfig};
@@ -20,6 +21,9 @@ pub enum DeviceConfig {
     /// An entropy device.
     #[serde(rename = "virtio-rng-pci")]
     VirtioRng(RngConfig),
+    /// A memory balloon.
+    #[serde(rename = "virtio-balloon-pci")]
+    VirtioBalloon(BalloonConfig),
     /// A disk.
     #[serde(rename = "virtio-blk-pci")]
     VirtioBlk(BlockConfig),
@@ -39,6 +43,7 @@ impl DeviceConfig {
     pub fn driver(&self) -> &'static str {
         match self {
             Self::VirtioRng(_) => "virtio-rng-pci",
+            Self::VirtioBalloon(_) => "virtio-balloon-pci",
             Self::VirtioBlk(_) => "virtio-blk-pci",
             Self::VirtioNet(_) => "virtio-net-pci",
             Self::VirtioSerial(_) => "virtio-serial-pci",
@@ -50,6 +55,7 @@ impl DeviceConfig {
     pub fn id(&self) -> Option<&str> {
         match self {
             Self::VirtioRng(config) => config.id.as_deref(),
+            Self::VirtioBalloon(config) => config.id.as_deref(),
             Self::VirtioBlk(config) => config.id.as_deref(),
             Self::VirtioNet(config) => config.id.as_deref(),
             Self::VirtioSerial(config) => config.id.as_deref(),
@@ -61,6 +67,7 @@ impl DeviceConfig {
     pub fn addr(&self) -> Option<u8> {
         match self {
             Self::VirtioRng(config) => config.addr,
+            Self::VirtioBalloon(config) => config.addr,
             Self::VirtioBlk(config) => config.addr,
             Self::VirtioNet(config) => config.addr,
             Self::VirtioSerial(config) => config.addr,
@@ -71,6 +78,7 @@ impl DeviceConfig {
     fn place(&mut self) -> (&mut Option<String>, &mut Option<u8>) {
         match self {
             Self::VirtioRng(config) => (&mut config.id, &mut config.addr),
+            Self::VirtioBalloon(config) => (&mut config.id, &mut config.addr),
             Self::VirtioBlk(config) => (&mut config.id, &mut config.addr),
             Self::VirtioNet(config) => (&mut config.id, &mut config.addr),
             Self::VirtioSerial(config) => (&mut config.id, &mut config.addr),
@@ -166,6 +174,10 @@ pub(super) fn validate(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
     };
     if devices.len() >= usize::from(SLOTS) {
         return refused("list", format!("{} devices", devices.len()), "at most 31, the slots of the PCI bus");
+    }
+    let is_balloon = |device: &&DeviceConfig| matches!(device, DeviceConfig::VirtioBalloon(_));
+    if devices.iter().filter(is_balloon).count() > 1 {
+        return refused("list", "several balloons".into(), "at most one");
     }
     let (mut ids, mut slots) = (BTreeSet::new(), BTreeSet::new());
     for device in devices {

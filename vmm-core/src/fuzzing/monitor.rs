@@ -40,6 +40,12 @@ impl Control for Obedient {
     fn system_reset(&self) -> Done {
         Ok(())
     }
+    fn balloon(&self, _bytes: u64) -> Done {
+        Ok(())
+    }
+    fn balloon_actual(&self) -> Result<u64, CommandError> {
+        Ok(1 << 30)
+    }
     fn quit(&self) -> Done {
         Ok(())
     }

@@ -117,7 +117,7 @@ pub(super) fn rng_request() -> Request {
 }
 
 fn balloon() -> Balloon {
-    Balloon::new("subject", 4096, true).unwrap()
+    Balloon::new("subject", true).unwrap()
 }
 
 fn console(port: Chardev) -> Console {

@@ -7,6 +7,7 @@ use crate::cpr::fds::FdTable;
 use crate::devices::DeviceError;
 use crate::devices::chardev::Chardev;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::net::Net;
@@ -29,14 +30,18 @@ pub(super) struct Backends {
     pub(super) serial: Chardev,
     /// With their slots on the PCI bus.
     pub(super) devices: Vec<(u8, Arc<dyn VirtioDevice>)>,
+    /// The balloon, which is one of them, if there is one.
+    pub(super) balloon: Option<Arc<Balloon>>,
 }
 
 impl Backends {
     /// Makes those of a configuration whose ids and slots are settled.
     pub(super) fn make(config: &MachineConfig, source: &mut Source<'_>) -> Result<Self, DeviceError> {
         let serial = source.chardev("serial0", &config.serial)?;
-        let devices = config.devices.iter().map(|device| source.device(device));
-        Ok(Self { serial, devices: devices.collect::<Result<_, _>>()? })
+        let mut balloon = None;
+        let devices = config.devices.iter().map(|device| source.device(device, &mut balloon));
+        let devices = devices.collect::<Result<_, _>>()?;
+        Ok(Self { serial, devices, balloon })
     }
 }
 
@@ -49,7 +54,11 @@ impl Source<'_> {
         }
     }
 
-    fn device(&mut self, device: &DeviceConfig) -> Result<(u8, Arc<dyn VirtioDevice>), DeviceError> {
+    fn device(
+        &mut self,
+        device: &DeviceConfig,
+        balloon: &mut Option<Arc<Balloon>>,
+    ) -> Result<(u8, Arc<dyn VirtioDevice>), DeviceError> {
         let (Some(id), Some(slot)) = (device.id(), device.addr()) else {
             let found = format!("a {} without id or slot", device.driver());
             let expected = "both in every guest that was booted".into();
@@ -57,6 +66,9 @@ impl Source<'_> {
         };
         let made = match device {
             DeviceConfig::VirtioRng(_) => Arc::new(Rng::new(id)?) as Arc<dyn VirtioDevice>,
+            DeviceConfig::VirtioBalloon(config) => {
+                Arc::clone(balloon.insert(Arc::new(Balloon::new(id, config.free_page_reporting)?))) as Arc<_>
+            }
             DeviceConfig::VirtioBlk(config) => Arc::new(match self {
                 Self::Kept(fds) => Block::adopt(id, config, fds)?,
                 Self::New | Self::Reopened => Block::open(id, config)?,

@@ -22,6 +22,7 @@ use crate::devices::pci::PciBus;
 use crate::devices::pm::Pm;
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Serial;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::{Device, DeviceError, Subscriber};
 use crate::memory::{self, GuestRam, RamBlock};
 use crate::vcpu::group::Vcpus;
@@ -39,6 +40,8 @@ pub struct Devices {
     pub pm: Arc<Pm>,
     rtc: Arc<Rtc>,
     i8042: Arc<I8042>,
+    /// The memory balloon, if there is one.
+    pub balloon: Option<Arc<Balloon>>,
     /// The bus that all others are on.
     pub(super) pci: Arc<PciBus>,
     /// Message-signalled interrupts.
@@ -82,7 +85,11 @@ impl Devices {
         let line = |gsi| GsiLine::line(vm, gsi);
         let requests = request_sink(events);
         let msi = MsiRoutes::new(vm, loading);
+        if let Some(balloon) = &backends.balloon {
+            balloon.set_page_size(ram.page_size());
+        }
         Ok(Self {
+            balloon: backends.balloon,
             serial: Serial::new("serial0", line(layout::COM1_GSI), backends.serial),
             pm: Arc::new(Pm::new(line(layout::SCI_GSI), Arc::clone(&requests))),
             rtc: Arc::new(Rtc::new(ram_size)),

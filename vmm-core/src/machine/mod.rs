@@ -193,6 +193,11 @@ impl Loaded {
     }
 }
 
+/// The error of what only a balloon can do.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest has no balloon: boot it with --device virtio-balloon-pci")]
+pub struct NoBalloon;
+
 impl Machine {
     /// What it is made of.
     pub fn config(&self) -> &MachineConfig {
@@ -286,6 +291,18 @@ impl Machine {
         Ok(())
     }
 
+    /// Asks the guest to keep so many bytes of its RAM and to leave the rest to the balloon.
+    pub fn balloon(&self, bytes: u64) -> Result<(), NoBalloon> {
+        self.devices.balloon.as_ref().ok_or(NoBalloon)?.set_target(self.ram_size().saturating_sub(bytes));
+        Ok(())
+    }
+
+    /// How many bytes of its RAM the guest has, less what the balloon has.
+    pub fn balloon_actual(&self) -> Result<u64, NoBalloon> {
+        let balloon = self.devices.balloon.as_ref().ok_or(NoBalloon)?;
+        Ok(self.ram_size().saturating_sub(balloon.actual()))
+    }
+
     /// What stands in the way of a handover in this mode.
     pub fn blockers(&self, mode: Mode) -> Vec<Blocker> {
         let ram = self.blocks.iter().filter_map(|block| block.survives(mode));
@@ -364,6 +381,7 @@ pub fn readable_versions() -> Versions {
         .with::<crate::devices::pci::PciConfigState>()
         .with::<crate::devices::pci::MsixState>()
         .with::<crate::devices::virtio::VirtioState>()
+        .with::<crate::devices::virtio::balloon::BalloonState>()
         .with::<crate::devices::virtio::block::BlockState>()
         .with::<crate::devices::virtio::net::NetState>()
         .with::<crate::devices::virtio::console::ConsoleState>()

@@ -21,6 +21,11 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
+    /// Bytes of a page of its backing.
+    pub fn page_size(&self) -> u64 {
+        self.page_size
+    }
+
     /// Maps `ranges` (guest address, offset in the block, bytes) of the RAM, in rising guest addresses.
     pub fn map(ram: &RamBlock, ranges: &[(GuestAddress, u64, u64)]) -> Result<Self, MemoryError> {
         for (guest, offset, len) in ranges {

@@ -24,12 +24,14 @@ use Command::{Act, Query, With};
 
 /// Every command but `qmp_capabilities`, in the order in which `query-commands` names them.
 const COMMANDS: &[(&str, Command)] = &[
+    ("balloon", With(balloon)),
     ("cont", Act(|control| control.cont())),
     ("migrate", With(migrate)),
     ("migrate-incoming", With(migrate_incoming)),
     ("migrate-set-capabilities", With(migrate_set_capabilities)),
     ("migrate-set-parameters", With(migrate_set_parameters)),
     ("migrate_cancel", Act(|control| control.migrate_cancel())),
+    ("query-balloon", With(query_balloon)),
     ("query-commands", Query(|_| names().map(|name| json!({"name": name})).collect())),
     ("query-cpus-fast", Query(query_cpus_fast)),
     ("query-migrate", Query(|control| json!(control.migration()))),
@@ -242,6 +244,20 @@ fn migrate_incoming(control: &dyn Control, mut args: Args) -> Answer {
     args.optional_bool("exit-on-error")?;
     args.finish()?;
     done(control.migrate_incoming(channels.incoming()?))
+}
+
+/// Asks the guest to keep `value` bytes of its RAM.
+fn balloon(control: &dyn Control, mut args: Args) -> Answer {
+    let value =
+        args.optional_u64("value")?.ok_or_else(|| CommandError::generic("Parameter 'value' is missing"))?;
+    args.finish()?;
+    control.balloon(value)?;
+    Ok(json!({}))
+}
+
+fn query_balloon(control: &dyn Control, args: Args) -> Answer {
+    args.finish()?;
+    Ok(json!({"actual": control.balloon_actual()?}))
 }
 
 fn check(control: &dyn Control, mut args: Args) -> Answer {

@@ -86,6 +86,10 @@ pub trait Control: Send + Sync {
     fn system_powerdown(&self) -> Result<(), CommandError>;
     /// Resets the guest.
     fn system_reset(&self) -> Result<(), CommandError>;
+    /// Asks the guest to keep so many bytes of its RAM and to leave the rest to the balloon.
+    fn balloon(&self, bytes: u64) -> Result<(), CommandError>;
+    /// How many bytes of its RAM the guest has, less what the balloon has.
+    fn balloon_actual(&self) -> Result<u64, CommandError>;
     /// Ends the process, soon: after the answer is written ([`MonitorServer::finish`](super::server::MonitorServer::finish)).
     fn quit(&self) -> Result<(), CommandError>;
 

@@ -71,6 +71,14 @@ impl Control for Shared {
         Ok(())
     }
 
+    fn balloon(&self, bytes: u64) -> Result<(), CommandError> {
+        self.needs_guest()?.balloon(bytes).map_err(generic)
+    }
+
+    fn balloon_actual(&self) -> Result<u64, CommandError> {
+        self.needs_guest()?.balloon_actual().map_err(generic)
+    }
+
     fn quit(&self) -> Result<(), CommandError> {
         self.inbox.post(Task::Quit);
         Ok(())

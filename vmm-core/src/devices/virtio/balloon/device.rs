@@ -1,6 +1,6 @@
 //! The device.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -40,7 +40,7 @@ pub struct Balloon {
 
 struct Shared {
     /// Bytes of a page of the RAM's backing.
-    page: u64,
+    page: AtomicU64,
     target: AtomicU32,
     actual: AtomicU32,
     held: AtomicBool,
@@ -54,10 +54,10 @@ struct Driver {
 }
 
 impl Balloon {
-    /// A device after reset, in front of RAM whose backing has pages of `page` bytes.
-    pub fn new(id: &str, page: u64, reporting: bool) -> Result<Self, DeviceError> {
+    /// A device after reset, in front of RAM whose backing has pages of 4 KiB.
+    pub fn new(id: &str, reporting: bool) -> Result<Self, DeviceError> {
         let shared = Arc::new(Shared {
-            page: page.max(PAGE),
+            page: AtomicU64::new(PAGE),
             target: AtomicU32::new(0),
             actual: AtomicU32::new(0),
             held: AtomicBool::new(false),
@@ -65,6 +65,11 @@ impl Balloon {
         });
         let worker = Worker::spawn(id, Inflater(Arc::clone(&shared)))?;
         Ok(Self { shared, reporting, worker })
+    }
+
+    /// Says how large the pages of the RAM's backing are, in bytes: smaller pieces are not given back.
+    pub fn set_page_size(&self, bytes: u64) {
+        self.shared.page.store(bytes.max(PAGE), Ordering::SeqCst);
     }
 
     /// Asks the guest to make it this large, in bytes, rounded down to pages.
@@ -227,7 +232,7 @@ impl Inflater {
 
     /// A page that the host does not take back is the host's loss: the guest goes on.
     fn give_back(&self, memory: &GuestMemoryMmap, start: u64, end: u64) {
-        if let Err(error) = punch(memory, self.0.page, &(start..end)) {
+        if let Err(error) = punch(memory, self.0.page.load(Ordering::SeqCst), &(start..end)) {
             tracing::debug!("giving back RAM from {start:#x} to {end:#x}: {error}");
         }
     }

@@ -66,7 +66,7 @@ fn pages_that_the_guest_inflates_with_go_back_to_the_host_and_no_other() {
     let numbers: Vec<u8> =
         [0x80_u32, 0x205, 0x81, 0x150, u32::MAX].iter().flat_map(|n| n.to_le_bytes()).collect();
     memory.write_slice(&numbers, GuestAddress(0x4000)).unwrap();
-    let balloon = Balloon::new("balloon0", 4096, false).unwrap();
+    let balloon = Balloon::new("balloon0", false).unwrap();
     assert_eq!(answer(&balloon, &memory, 0, (0x4000, numbers.len() as u32)), 1);
     assert_eq!(before - file.metadata().unwrap().blocks(), 3 * 8);
     assert_eq!([0x7_ffff, 0x8_0000, 0x8_1fff, 0x8_2000].map(|at| byte(&memory, at)), [0xaa, 0, 0, 0xaa]);
@@ -77,7 +77,8 @@ fn pages_that_the_guest_inflates_with_go_back_to_the_host_and_no_other() {
 fn pages_that_are_reported_free_go_back_as_far_as_they_are_whole() {
     let (memory, _file) = ram();
     fill(&memory);
-    let balloon = Balloon::new("balloon0", 0x1_0000, true).unwrap();
+    let balloon = Balloon::new("balloon0", true).unwrap();
+    balloon.set_page_size(0x1_0000);
     assert_eq!(answer(&balloon, &memory, 2, (0x8_8000, 0x2_8000)), 1);
     assert_eq!([0x8_ffff, 0x9_0000, 0xa_ffff, 0xb_0000].map(|at| byte(&memory, at)), [0xaa, 0, 0, 0xaa]);
     // Over the end of RAM, and of all addresses.
@@ -91,7 +92,7 @@ fn pages_that_are_reported_free_go_back_as_far_as_they_are_whole() {
 fn while_it_is_held_no_page_changes_and_the_request_waits() {
     let (memory, _file) = ram();
     fill(&memory);
-    let balloon = Balloon::new("balloon0", 4096, true).unwrap();
+    let balloon = Balloon::new("balloon0", true).unwrap();
     balloon.hold();
     assert_eq!(answer(&balloon, &memory, 2, (0x8_0000, 0x1000)), 0);
     assert_eq!(byte(&memory, 0x8_0000), 0xaa);
@@ -102,18 +103,18 @@ fn while_it_is_held_no_page_changes_and_the_request_waits() {
 
 #[test]
 fn its_size_is_in_its_configuration_and_comes_through_the_wire() {
-    let source = Balloon::new("balloon0", 4096, true).unwrap();
+    let source = Balloon::new("balloon0", true).unwrap();
     source.set_target((64 << 20) + 1);
     source.write_config(4, &0x1000_u32.to_le_bytes());
     source.write_config(0, &[0xff; 4]);
     let state = || saved(|out| source.save(3, out).unwrap());
-    let target = Balloon::new("balloon0", 4096, true).unwrap();
+    let target = Balloon::new("balloon0", true).unwrap();
     target.load(3, &mut state()).unwrap();
     let mut config = [0xff; 10];
     target.read_config(0, &mut config);
     assert_eq!(config, [0, 0x40, 0, 0, 0, 0x10, 0, 0, 0, 0]);
     assert_eq!(target.actual(), 16 << 20);
-    let other = Balloon::new("balloon0", 4096, false).unwrap();
+    let other = Balloon::new("balloon0", false).unwrap();
     let error = other.load(3, &mut state()).unwrap_err().to_string();
     assert!(error.contains("free page reporting on; expected free page reporting off"), "{error}");
 }

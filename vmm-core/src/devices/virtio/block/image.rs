@@ -216,7 +216,14 @@ impl Image {
         let syncing = |source| ImageError::io(&self.path, "syncing it")(source);
         // A system call that nothing interrupts: only another thread can give up waiting for it.
         let thread = thread::Builder::new().name("sync".into());
-        thread.spawn(move || done.send(file.sync_all())).map_err(syncing)?;
+        let sync = move || {
+            let result = file.sync_all();
+            // Before it is said: whoever hears it may count on the lock going with the image.
+            drop(file);
+            // Nobody listens any more if it was late.
+            let _ = done.send(result);
+        };
+        thread.spawn(sync).map_err(syncing)?;
         let late = |_| {
             let what = format!("the host's disk has not done it within {} ms", within.as_millis());
             Err(io::Error::new(io::ErrorKind::TimedOut, what))

@@ -70,6 +70,12 @@ impl Control for Fake {
     fn system_reset(&self) -> Result<(), CommandError> {
         self.called("system_reset".into())
     }
+    fn balloon(&self, bytes: u64) -> Result<(), CommandError> {
+        self.called(format!("balloon {bytes}"))
+    }
+    fn balloon_actual(&self) -> Result<u64, CommandError> {
+        Err(CommandError::generic("no balloon"))
+    }
     fn quit(&self) -> Result<(), CommandError> {
         self.called("quit".into())
     }
