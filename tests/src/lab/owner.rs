@@ -136,10 +136,12 @@ impl Machine for Owner {
         let monitor = Path::new(RUNTIME).join(format!("{NAME}.sock"));
         let mut client = Client::connect_within(&monitor, WITHIN)?;
         client.execute("balloon", &json!({"value": bytes}))?;
-        until("the guest to keep as much as it is asked to", || {
-            let kept = client.execute("query-balloon", &json!({}))?;
-            Ok((kept["actual"].as_u64() == Some(bytes)).then_some(()))
-        })
+        let mut kept = 0;
+        let reached = until("the guest to keep as much as it is asked to", || {
+            kept = client.execute("query-balloon", &json!({}))?["actual"].as_u64().unwrap_or_default();
+            Ok((kept == bytes).then_some(()))
+        });
+        reached.with_context(|| format!("it keeps {kept} bytes and not {bytes}"))
     }
 
     fn roll_back(&mut self) -> Result<HandOver> {
