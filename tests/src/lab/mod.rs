@@ -28,5 +28,5 @@ pub mod qemu;
 pub mod report;
 pub mod scenario;
 pub mod steps;
-mod units;
+pub mod units;
 pub mod vsock;
