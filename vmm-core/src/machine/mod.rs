@@ -185,10 +185,11 @@ impl Loaded {
             watch.lap_of("target: resume", device.id());
         }
         *self.machine.lock_state() = self.run_state;
+        // Before they are woken: the guest may take this processor at once.
+        watch.lap("target: enter");
         if self.run_state == RunState::Running {
             self.machine.vcpus.enter();
         }
-        watch.lap("target: enter");
         self.machine
     }
 }
