@@ -3,7 +3,10 @@
 mod commands;
 mod flags;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::flags::{Action, Invocation};
 
@@ -12,7 +15,12 @@ fn main() -> ExitCode {
         Ok(invocation) => invocation,
         Err(error) => return exit(&error, 2),
     };
-    tracing_subscriber::fmt().with_env_filter(invocation.log).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(invocation.log)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    open_as_many_as_allowed();
     let result = match invocation.action {
         Action::Boot(boot) => commands::boot(*boot),
         Action::Resume(resume) => commands::resume(resume),
@@ -22,6 +30,16 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => exit(&error, 1),
+    }
+}
+
+/// Raises the soft limit of open files to the hard one: a guest with many queues and assigned devices needs some thousands,
+/// and nothing here uses select(2), which the soft limit is low for.
+fn open_as_many_as_allowed() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("raising the limit of open files: {error}");
     }
 }
 

@@ -46,6 +46,9 @@ fn find(guest: &mut Guest, plan: &Plan) -> Result<Vec<Blocker>, ClientError> {
         if !plan.exec_command.is_empty() {
             arguments["cpr-exec-command"] = json!(plan.exec_command);
         }
+        if plan.copy_ram {
+            arguments["copy-ram"] = json!(true);
+        }
         let answer = guest.execute("x-cpr-check", &arguments)?;
         blockers = Vec::<Blocker>::deserialize(&answer["blockers"])
             .map_err(|error| ClientError::Protocol(format!("x-cpr-check: {error}")))?;

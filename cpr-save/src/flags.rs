@@ -149,6 +149,9 @@ enum Verb {
         /// Where the handover would go
         #[arg(long, value_name = "unix:PATH|file:PATH", value_parser = address)]
         to: Option<Address>,
+        /// Whether reboot mode would copy RAM into the file
+        #[arg(long)]
+        copy_ram: bool,
         /// What exec mode would execute
         #[arg(last = true, value_name = "COMMAND")]
         command: Vec<String>,
@@ -219,11 +222,11 @@ impl Verb {
                 let plan = Plan { copy_ram, keep, ..Plan::new(Mode::CprReboot, channels, &bounds) };
                 (vm, Action::Handover(plan))
             }
-            Self::Check { vm, mode, to, command } => {
+            Self::Check { vm, mode, to, copy_ram, command } => {
                 let cpr = to.clone().filter(|_| mode == Mode::CprTransfer);
                 let bounds = Bounds { downtime_limit: None, timeout: 30 };
                 let plan = Plan::new(mode, Channels { main: to, cpr }, &bounds);
-                (vm, Action::Check(Plan { exec_command: command, ..plan }))
+                (vm, Action::Check(Plan { exec_command: command, copy_ram, ..plan }))
             }
             Self::Status(vm) => (vm, Action::Status),
             Self::Stop(vm) => (vm, Action::Stop),

@@ -9,6 +9,7 @@ mod progress;
 mod signals;
 mod verbs;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use crate::flags::{Action, Invocation};
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(invocation.log.clone())
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .init();
     let progress = Progress::new(invocation.json);

@@ -72,7 +72,8 @@ pub fn to_the_end(
                 cancel(guest)?;
                 deadline = Instant::now() + GRACE;
             }
-            None if Instant::now() > deadline => {
+            // Nobody knows how long RAM takes to be copied: a signal ends it.
+            None if Instant::now() > deadline && (cancelled.is_some() || !plan.copy_ram) => {
                 if cancelled.is_some() {
                     return Err(anyhow!("the handover could not be cancelled"));
                 }

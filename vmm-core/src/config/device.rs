@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, Uuid};
 use crate::devices::pci::SLOTS;
+use crate::devices::vfio::VfioConfig;
 use crate::devices::virtio::balloon::BalloonConfig;
 use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::console::ConsoleConfig;
@@ -14,76 +15,69 @@ use crate::devices::virtio::net::{Mac, NetConfig};
 use crate::devices::virtio::rng::RngConfig;
 use crate::devices::virtio::vsock::VsockConfig;
 
-/// A device on the PCI bus. Written `DRIVER[,id=ID][,addr=SLOT]…` on the command line, `[[device]]` with `driver` in TOML.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "driver")]
-pub enum DeviceConfig {
+/// Makes [`DeviceConfig`] of one row a driver: its variant, its configuration, the name that QEMU's `-device` has for it.
+macro_rules! drivers {
+    ($($(#[$doc:meta])* $variant:ident($config:ty) = $driver:literal,)*) => {
+        /// A device on the PCI bus. Written `DRIVER[,id=ID][,addr=SLOT]…` on the command line, `[[device]]` with `driver`
+        /// in TOML.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(tag = "driver")]
+        pub enum DeviceConfig {
+            $($(#[$doc])* #[serde(rename = $driver)] $variant($config),)*
+        }
+
+        impl DeviceConfig {
+            /// The driver's name.
+            pub fn driver(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $driver,)*
+                }
+            }
+
+            /// Its id, once it is settled.
+            pub fn id(&self) -> Option<&str> {
+                match self {
+                    $(Self::$variant(config) => config.id.as_deref(),)*
+                }
+            }
+
+            /// Its slot, once it is settled.
+            pub fn addr(&self) -> Option<u8> {
+                match self {
+                    $(Self::$variant(config) => config.addr,)*
+                }
+            }
+
+            fn place(&mut self) -> (&mut Option<String>, &mut Option<u8>) {
+                match self {
+                    $(Self::$variant(config) => (&mut config.id, &mut config.addr),)*
+                }
+            }
+        }
+    };
+}
+
+drivers! {
     /// An entropy device.
-    #[serde(rename = "virtio-rng-pci")]
-    VirtioRng(RngConfig),
+    VirtioRng(RngConfig) = "virtio-rng-pci",
     /// A memory balloon.
-    #[serde(rename = "virtio-balloon-pci")]
-    VirtioBalloon(BalloonConfig),
+    VirtioBalloon(BalloonConfig) = "virtio-balloon-pci",
     /// A disk.
-    #[serde(rename = "virtio-blk-pci")]
-    VirtioBlk(BlockConfig),
+    VirtioBlk(BlockConfig) = "virtio-blk-pci",
     /// A network device.
-    #[serde(rename = "virtio-net-pci")]
-    VirtioNet(NetConfig),
+    VirtioNet(NetConfig) = "virtio-net-pci",
     /// A console and ports with names.
-    #[serde(rename = "virtio-serial-pci")]
-    VirtioSerial(ConsoleConfig),
+    VirtioSerial(ConsoleConfig) = "virtio-serial-pci",
     /// Sockets between guest and host.
-    #[serde(rename = "vhost-vsock-pci")]
-    VhostVsock(VsockConfig),
+    VhostVsock(VsockConfig) = "vhost-vsock-pci",
+    /// A device of the host.
+    VfioPci(VfioConfig) = "vfio-pci",
 }
 
 impl DeviceConfig {
-    /// The driver's name.
-    pub fn driver(&self) -> &'static str {
-        match self {
-            Self::VirtioRng(_) => "virtio-rng-pci",
-            Self::VirtioBalloon(_) => "virtio-balloon-pci",
-            Self::VirtioBlk(_) => "virtio-blk-pci",
-            Self::VirtioNet(_) => "virtio-net-pci",
-            Self::VirtioSerial(_) => "virtio-serial-pci",
-            Self::VhostVsock(_) => "vhost-vsock-pci",
-        }
-    }
-
-    /// Its id, once it is settled.
-    pub fn id(&self) -> Option<&str> {
-        match self {
-            Self::VirtioRng(config) => config.id.as_deref(),
-            Self::VirtioBalloon(config) => config.id.as_deref(),
-            Self::VirtioBlk(config) => config.id.as_deref(),
-            Self::VirtioNet(config) => config.id.as_deref(),
-            Self::VirtioSerial(config) => config.id.as_deref(),
-            Self::VhostVsock(config) => config.id.as_deref(),
-        }
-    }
-
-    /// Its slot, once it is settled.
-    pub fn addr(&self) -> Option<u8> {
-        match self {
-            Self::VirtioRng(config) => config.addr,
-            Self::VirtioBalloon(config) => config.addr,
-            Self::VirtioBlk(config) => config.addr,
-            Self::VirtioNet(config) => config.addr,
-            Self::VirtioSerial(config) => config.addr,
-            Self::VhostVsock(config) => config.addr,
-        }
-    }
-
-    fn place(&mut self) -> (&mut Option<String>, &mut Option<u8>) {
-        match self {
-            Self::VirtioRng(config) => (&mut config.id, &mut config.addr),
-            Self::VirtioBalloon(config) => (&mut config.id, &mut config.addr),
-            Self::VirtioBlk(config) => (&mut config.id, &mut config.addr),
-            Self::VirtioNet(config) => (&mut config.id, &mut config.addr),
-            Self::VirtioSerial(config) => (&mut config.id, &mut config.addr),
-            Self::VhostVsock(config) => (&mut config.id, &mut config.addr),
-        }
+    /// Whether it is a device of the host.
+    pub fn is_assigned(&self) -> bool {
+        matches!(self, Self::VfioPci(_))
     }
 }
 
@@ -129,7 +123,7 @@ fn split(text: &str) -> Vec<String> {
 }
 
 /// Keys whose values are text, whatever they look like.
-const TEXT: [&str; 5] = ["id", "mac", "path", "serial", "tap"];
+const TEXT: [&str; 6] = ["host", "id", "mac", "path", "serial", "tap"];
 
 /// A number, a switch, or text.
 fn value_of(key: &str, text: &str) -> toml::Value {
@@ -179,6 +173,10 @@ pub(super) fn validate(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
     if devices.iter().filter(is_balloon).count() > 1 {
         return refused("list", "several balloons".into(), "at most one");
     }
+    if devices.iter().any(DeviceConfig::is_assigned) && devices.iter().any(|device| is_balloon(&device)) {
+        let expected = "one of both: what an assigned device may write to cannot be given up";
+        return refused("list", "a balloon and an assigned device".into(), expected);
+    }
     let (mut ids, mut slots) = (BTreeSet::new(), BTreeSet::new());
     for device in devices {
         if let DeviceConfig::VirtioBlk(config) = device {
@@ -186,6 +184,9 @@ pub(super) fn validate(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
         }
         if let DeviceConfig::VirtioNet(config) = device {
             config.validate()?;
+        }
+        if let DeviceConfig::VfioPci(config) = device {
+            config.validate().or_else(|(found, expected)| refused("vfio-pci", found, expected))?;
         }
         if let DeviceConfig::VirtioSerial(config) = device {
             config
@@ -217,7 +218,8 @@ pub(super) fn validate(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
 }
 
 /// Ids of what every machine has.
-const OWN_IDS: [&str; 6] = ["serial0", "pm", "rtc", "i8042", "pci", "pci-host"];
+const OWN_IDS: [&str; 9] =
+    ["serial0", "pm", "rtc", "i8042", "pci", "pci-host", "vfio", "vfio-type1", "vfio-iommufd"];
 
 #[cfg(test)]
 mod tests {

@@ -115,6 +115,11 @@ impl FdTable {
         self.fds.remove(name)
     }
 
+    /// Closes those whose names are not to be kept.
+    pub fn retain(&mut self, keep: impl Fn(&FdName) -> bool) {
+        self.fds.retain(|name, _| keep(name));
+    }
+
     /// The descriptors, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&FdName, &OwnedFd)> {
         self.fds.iter()

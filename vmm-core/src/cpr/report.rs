@@ -90,6 +90,8 @@ pub struct Report {
     pub vcpus: u32,
     /// Bytes of RAM that stayed in place.
     pub ram_kept: u64,
+    /// Bytes of RAM that were copied, before they were compressed.
+    pub ram_copied: u64,
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`: one clock for every process on the host.

@@ -6,11 +6,14 @@
 //! 3. `device.rs` is the device, `state.rs` its wire form.
 
 pub mod chardev;
+pub mod eventfd;
+pub mod given;
 pub mod i8042;
 pub mod pci;
 pub mod pm;
 pub mod rtc;
 pub mod serial;
+pub mod vfio;
 pub mod virtio;
 
 use std::sync::{Arc, Mutex};
@@ -46,6 +49,16 @@ pub enum DeviceError {
         /// What it may say.
         expected: String,
     },
+    /// What it is to be on is not what it can be on.
+    #[error("{device}: {found}; expected {expected}")]
+    Unfit {
+        /// The device's id.
+        device: String,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        expected: String,
+    },
     /// What was begun did not end by the deadline of the stop.
     #[error("{device}: {what}, not answered in time")]
     Busy {
@@ -77,6 +90,19 @@ impl DeviceError {
     /// Makes the error of a saved state that `device` cannot be in out of what was found and what was expected.
     pub fn impossible(device: &str) -> impl Fn((String, String)) -> Self {
         move |(found, expected)| Self::State { device: device.to_owned(), found, expected }
+    }
+
+    /// Makes the error of what `device` cannot be on out of what was found and what was expected.
+    pub fn unfit(device: &str) -> impl Fn((String, String)) -> Self {
+        move |(found, expected)| Self::Unfit { device: device.to_owned(), found, expected }
+    }
+
+    /// The message without the device's id, for where that is said anyway.
+    pub fn without_device(&self) -> String {
+        match self {
+            Self::Io { doing, source, .. } => format!("{doing}: {source}"),
+            other => other.to_string(),
+        }
     }
 
     /// Makes the error of a system call.

@@ -233,7 +233,9 @@ pub(super) fn start(machine: &Machine, source: &mut Source) {
 
 /// A request that keeps the rules but for one descriptor.
 fn request(machine: &Machine, source: &mut Source) {
-    let mut good = machine.subject.request();
+    let mut all = machine.subject.requests();
+    let which = if all.len() > 1 { source.below(all.len() as u8) } else { 0 };
+    let mut good = all.swap_remove(which.into());
     let queue = if source.bool() { good.queue as u8 } else { source.below(QUEUES) };
     if source.bool() {
         good.reads.iter_mut().for_each(|byte| *byte = source.u8());

@@ -10,6 +10,10 @@ use crate::devices::pci::{MsixState, PciBusState};
 use crate::devices::virtio::VirtioState;
 use crate::devices::virtio::console::ConsoleState;
 
+/// The devices whose state is changed.
+const KINDS: [Kind; 7] =
+    [Kind::Rng, Kind::Console, Kind::Block, Kind::Balloon, Kind::Net, Kind::VhostNet, Kind::Vsock];
+
 /// Reads bytes as saved state: as they are, and with checksums that are right.
 pub fn read_state(bytes: &[u8]) {
     let mut mended = bytes.to_vec();
@@ -29,7 +33,7 @@ pub fn read_state(bytes: &[u8]) {
 /// and loads it: it is refused by a name, or the machine lives.
 pub fn load_changed(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else { return };
-    let kind = [Kind::Rng, Kind::Console, Kind::Block, Kind::Balloon][usize::from(kind % 4)];
+    let kind = KINDS[usize::from(*kind) % KINDS.len()];
     let (changes, actions) = bytes.split_at(bytes.len().min(24));
     let machine = run(kind, &mut Source(actions));
     machine.stop();

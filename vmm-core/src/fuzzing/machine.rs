@@ -141,7 +141,9 @@ impl Machine {
 
     /// Resets both devices and sees that they answer, and that nothing was written outside of RAM.
     pub(super) fn judge(self) {
-        self.serve(SUBJECT, &self.subject.request());
+        for request in self.subject.requests() {
+            self.serve(SUBJECT, &request);
+        }
         self.serve(WITNESS, &rng_request());
         self.function.quiesce(Instant::now() + PATIENCE).unwrap();
         self.save();
@@ -174,16 +176,23 @@ impl Machine {
             write(12, &((VERSION_1 >> (32 * half)) as u32).to_le_bytes());
         }
         write(20, &[11]);
-        let base = PIECES[1] + if slot == WITNESS { STRIDE } else { 0 };
-        self.ram.memory.write_slice(&vec![0; STRIDE as usize], GuestAddress(base)).unwrap();
-        write(22, &request.queue.to_le_bytes());
-        write(24, &SIZE.to_le_bytes());
-        for (register, address) in [(32, DESCRIPTORS), (40, AVAILABLE), (48, USED)] {
-            write(register, &(base + address).to_le_bytes());
+        let place = |queue: u16| PIECES[1] + STRIDE * if slot == WITNESS { 8 } else { u64::from(queue) };
+        for queue in (0..request.beside).filter(|queue| *queue != request.queue).chain([request.queue]) {
+            let base = place(queue);
+            self.ram.memory.write_slice(&vec![0; STRIDE as usize], GuestAddress(base)).unwrap();
+            write(22, &queue.to_le_bytes());
+            write(24, &SIZE.to_le_bytes());
+            for (register, address) in [(32, DESCRIPTORS), (40, AVAILABLE), (48, USED)] {
+                write(register, &(base + address).to_le_bytes());
+            }
+            write(28, &1_u16.to_le_bytes());
         }
-        write(28, &1_u16.to_le_bytes());
         write(20, &[15]);
         assert_eq!(status(), 15, "slot {slot} does not start");
+        if slot == SUBJECT {
+            self.subject.prompt();
+        }
+        let base = place(request.queue);
         self.offer(base, request);
         write(0x3000 + 4 * u64::from(request.queue), &request.queue.to_le_bytes());
         wait("the answer", || self.get(base + USED + 2) == 1);

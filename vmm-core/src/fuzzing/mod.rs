@@ -9,7 +9,7 @@
 //!
 //! `source` makes choices out of bytes, `ram` is guest memory, `subject` the device that is mistreated, `machine` the bus
 //! that it is on and the driver that keeps the rules, `actions` the one that does not, `changed` what becomes of state, `monitor` what a client of
-//! the monitor is answered.
+//! the monitor is answered; `net` stands for a network, `vhost` for the kernel behind a vhost device.
 
 #![allow(clippy::unwrap_used, reason = "this is a test")]
 
@@ -17,6 +17,7 @@ mod actions;
 mod changed;
 mod machine;
 mod monitor;
+mod net;
 mod ram;
 #[cfg(test)]
 mod rules;
@@ -24,8 +25,11 @@ mod source;
 mod subject;
 #[cfg(test)]
 mod tests;
+mod vhost;
 
 pub use self::actions::{drive, drive_pci, drive_transport};
 pub use self::changed::{load_changed, read_state};
 pub use self::monitor::answer_client;
 pub use self::subject::Kind;
+#[cfg(test)]
+pub(crate) use self::vhost::Double;

@@ -59,6 +59,21 @@ proptest! {
     }
 
     #[test]
+    fn a_network_device_lives_through_whatever_a_driver_does(bytes in bytes()) {
+        bounded(move || drive(Kind::Net, &bytes));
+    }
+
+    #[test]
+    fn vhost_net_is_told_nothing_but_the_guests_memory_whatever_a_driver_does(bytes in bytes()) {
+        bounded(move || drive(Kind::VhostNet, &bytes));
+    }
+
+    #[test]
+    fn vhost_vsock_is_told_nothing_but_the_guests_memory_whatever_a_driver_does(bytes in bytes()) {
+        bounded(move || drive(Kind::Vsock, &bytes));
+    }
+
+    #[test]
     fn state_that_was_changed_on_its_way_is_loaded_or_refused_by_name(bytes in bytes()) {
         bounded(move || load_changed(&bytes));
     }

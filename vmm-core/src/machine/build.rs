@@ -9,7 +9,7 @@ use vm_device::bus::{PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, PioManager};
 
 use super::backends::Backends;
-use super::events::{EventSink, request_sink};
+use super::events::{EventSink, notice_sink, request_sink};
 use super::exits::Exits;
 use super::irq::GsiLine;
 use super::msi::MsiRoutes;
@@ -17,11 +17,13 @@ use super::pci;
 use super::run_state::RunState;
 use super::{Machine, MachineError};
 use crate::config::MachineConfig;
+use crate::cpr::fds::FdTable;
 use crate::devices::i8042::I8042;
 use crate::devices::pci::PciBus;
 use crate::devices::pm::Pm;
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Serial;
+use crate::devices::vfio::Mappings;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::{Device, DeviceError, Subscriber};
 use crate::memory::{self, GuestRam, RamBlock};
@@ -42,6 +44,8 @@ pub struct Devices {
     i8042: Arc<I8042>,
     /// The memory balloon, if there is one.
     pub balloon: Option<Arc<Balloon>>,
+    /// Where the DMA of assigned devices goes.
+    mappings: Vec<Mappings>,
     /// The bus that all others are on.
     pub(super) pci: Arc<PciBus>,
     /// Message-signalled interrupts.
@@ -59,7 +63,8 @@ impl Devices {
     pub fn all(&self) -> impl Iterator<Item = &dyn Device> {
         let fixed: [&dyn Device; 4] = [&*self.serial, &*self.pm, &*self.rtc, &*self.i8042];
         let functions = self.pci.functions().map(|function| &**function as &dyn Device);
-        fixed.into_iter().chain(functions).chain([&*self.pci as &dyn Device])
+        let mappings = self.mappings.iter().map(|mappings| mappings as &dyn Device);
+        fixed.into_iter().chain(mappings).chain(functions).chain([&*self.pci as &dyn Device])
     }
 
     /// What they have in the event loop.
@@ -80,6 +85,7 @@ impl Devices {
         ram: &GuestRam,
         loading: bool,
         backends: Backends,
+        kept: Option<&mut FdTable>,
         events: &EventSink,
     ) -> Result<Self, DeviceError> {
         let line = |gsi| GsiLine::line(vm, gsi);
@@ -88,13 +94,23 @@ impl Devices {
         if let Some(balloon) = &backends.balloon {
             balloon.set_page_size(ram.page_size());
         }
+        let memory = Arc::new(ram.memory().clone());
         Ok(Self {
             balloon: backends.balloon,
             serial: Serial::new("serial0", line(layout::COM1_GSI), backends.serial),
             pm: Arc::new(Pm::new(line(layout::SCI_GSI), Arc::clone(&requests))),
             rtc: Arc::new(Rtc::new(ram_size)),
             i8042: Arc::new(I8042::new(requests)),
-            pci: Arc::new(pci::bus(vm, ram_size, backends.devices, ram, &msi)?),
+            mappings: backends.spaces.mappings(&memory, loading)?,
+            pci: Arc::new(pci::bus(
+                vm,
+                ram_size,
+                backends.devices,
+                &memory,
+                &msi,
+                notice_sink(events),
+                kept,
+            )?),
             msi,
         })
     }
@@ -135,7 +151,12 @@ fn kvm(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
 }
 
 /// Puts a machine together: VM, interrupt chips, memory slots, vCPU threads, devices. Its vCPUs have no state yet.
-pub(super) fn assemble(parts: Parts, state: RunState) -> Result<Machine, MachineError> {
+/// `kept`: what was handed over and not taken yet.
+pub(super) fn assemble(
+    parts: Parts,
+    state: RunState,
+    kept: Option<&mut FdTable>,
+) -> Result<Machine, MachineError> {
     let Parts { config, platform, blocks, backends, events } = parts;
     let kvm_fd = Kvm::new().map_err(kvm("opening /dev/kvm"))?;
     let host = HostCaps::probe(&kvm_fd)?;
@@ -153,8 +174,8 @@ pub(super) fn assemble(parts: Parts, state: RunState) -> Result<Machine, Machine
 
     let ended = Arc::new(AtomicBool::new(false));
     let events = ending(events, &ended);
-    let devices =
-        Devices::new(&vm, config.memory.size.0, &ram, state == RunState::Inmigrate, backends, &events)?;
+    let loading = state == RunState::Inmigrate;
+    let devices = Devices::new(&vm, config.memory.size.0, &ram, loading, backends, kept, &events)?;
     let mut io = IoManager::new();
     devices.register(&mut io)?;
     let exits: Arc<dyn ExitHandler> = Exits::new(io, Arc::clone(&devices.pci), events);
@@ -173,11 +194,13 @@ pub(super) fn assemble(parts: Parts, state: RunState) -> Result<Machine, Machine
     })
 }
 
-/// Marks the machine as ended before its owner hears of it, so that it is not handed over in between.
+/// Marks the machine as ended before its owner hears of what ends it, so that it is not handed over in between.
 fn ending(events: EventSink, ended: &Arc<AtomicBool>) -> EventSink {
     let ended = Arc::clone(ended);
     Arc::new(move |event| {
-        ended.store(true, Ordering::SeqCst);
+        if event.ends_the_machine() {
+            ended.store(true, Ordering::SeqCst);
+        }
         events(event);
     })
 }

@@ -37,7 +37,7 @@ impl Machine {
         mut kept: FdTable,
         events: EventSink,
     ) -> Result<Loaded, MachineError> {
-        Self::boot_on(config, &mut Source::Kept(&mut kept), events)
+        Self::boot_on(config, &mut Source::Restarted(&mut kept), events)
     }
 
     fn boot_on(
@@ -52,8 +52,11 @@ impl Machine {
         if let Some(firmware) = &config.boot.firmware {
             blocks.push(RamBlock::create_rom(memory::ROM, &read_firmware(firmware)?)?);
         }
-        let machine =
-            build::assemble(Parts { config, platform: None, blocks, backends, events }, RunState::Prelaunch)?;
+        let machine = build::assemble(
+            Parts { config, platform: None, blocks, backends, events },
+            RunState::Prelaunch,
+            None,
+        )?;
         let entry = boot::load(
             &machine.config.boot,
             machine.ram.memory(),

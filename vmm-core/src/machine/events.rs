@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::devices::vfio::{Notice, Tell};
 use crate::devices::{GuestRequest, RequestSink};
 
 /// Something that happened in the guest and that its owner must act on.
@@ -18,6 +19,15 @@ pub enum MachineEvent {
         /// What KVM said.
         why: String,
     },
+    /// What the host says of an assigned device.
+    Assigned(Notice),
+}
+
+impl MachineEvent {
+    /// Whether the guest does not go on as it is.
+    pub(super) fn ends_the_machine(&self) -> bool {
+        !matches!(self, Self::Assigned(Notice::Wanted(_)))
+    }
 }
 
 /// Where a machine sends its events. Called on vCPU threads: must not wait for them to stop.
@@ -32,4 +42,10 @@ pub(super) fn request_sink(events: &EventSink) -> RequestSink {
             GuestRequest::Reset => MachineEvent::Reset,
         });
     })
+}
+
+/// Turns what the host says of assigned devices into events.
+pub(super) fn notice_sink(events: &EventSink) -> Tell {
+    let events = Arc::clone(events);
+    Arc::new(move |notice| events(MachineEvent::Assigned(notice)))
 }

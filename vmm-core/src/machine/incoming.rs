@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use super::backends::{Backends, Source};
 use super::background::in_background;
 use super::build::{self, Parts};
+use super::entrance::Entrance;
 use super::events::EventSink;
 use super::run_state::RunState;
 use super::state::{MachineState, RunStateRecord};
@@ -13,8 +14,9 @@ use super::{LoadError, Loaded, Machine};
 use crate::config::MachineConfig;
 use crate::cpr::fds::{FdError, FdName, FdTable};
 use crate::cpr::format::{SectionKind, StateReader};
+use crate::cpr::reboot::stamp;
 use crate::cpr::report::Stopwatch;
-use crate::memory::{RamBlock, RamBlockState};
+use crate::memory::{RamBlock, RamBlockState, RamFate};
 use crate::vcpu::state::VcpuState;
 use crate::x86::clock::{ClockState, Resumption};
 use crate::x86::irqchip::VmState;
@@ -30,6 +32,10 @@ pub struct Overrides {
     pub events: EventSink,
     /// Asked before a guest from a file is claimed: its owner makes ready for it, or refuses.
     pub admit: Admit,
+    /// Whether this is only tried: nothing is made that outlives the process.
+    pub trial: bool,
+    /// Whether a guest may come in still.
+    pub entrance: Arc<Entrance>,
 }
 
 /// See [`Overrides::admit`].
@@ -71,13 +77,27 @@ impl Incoming {
                 Source::Kept(fds) => {
                     RamBlock::adopt(&block.name, fds.take(&FdName::new(&block.name, 0))?, &block)?
                 }
-                Source::New | Source::Reopened => RamBlock::reopen(&config.memory, &block)?,
+                Source::Reopened(RamFate::Copied) => {
+                    let ram = RamBlock::renew(&config.memory, &block, overrides.trial)?;
+                    if let Some(location) = ram.stamp_location() {
+                        stamp::refuse_waiting(&location)?;
+                        ram.empty()?;
+                    }
+                    ram
+                }
+                Source::New | Source::Restarted(_) | Source::Reopened(RamFate::Stays) => {
+                    RamBlock::reopen(&config.memory, &block)?
+                }
             });
         }
         let backends = Backends::make(&config, &mut source)?;
         let events = overrides.events.clone();
         let parts = Parts { config, platform: Some(platform), blocks, backends, events };
-        let machine = build::assemble(parts, RunState::Inmigrate)?;
+        let kept = match source {
+            Source::Kept(fds) => Some(fds),
+            Source::New | Source::Restarted(_) | Source::Reopened(_) => None,
+        };
+        let machine = build::assemble(parts, RunState::Inmigrate, kept)?;
         let faulted = in_background(|| machine.ram.populate(&AtomicBool::new(false)));
         tracing::debug!("faulted in {faulted} bytes of RAM that are in use");
         Ok(Self { machine, paused: overrides.paused })
@@ -126,6 +146,7 @@ impl Incoming {
             watch.lap_of("target: load", device.id());
         }
         machine.devices.msi.commit()?;
+        machine.vcpus.unhalt(&machine.vm, &vcpus, &machine.platform)?;
         watch.lap("target: load interrupts");
         let off = clock.load_clock(&machine.vm)?;
         machine.vcpus.after_clock(&vcpus)?;

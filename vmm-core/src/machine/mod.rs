@@ -9,6 +9,7 @@ mod backends;
 mod background;
 mod build;
 mod cold;
+mod entrance;
 pub mod events;
 mod exits;
 mod incoming;
@@ -18,6 +19,7 @@ mod pci;
 pub mod run_state;
 pub mod state;
 mod stopped;
+mod vfio;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +29,7 @@ use kvm_ioctls::VmFd;
 
 pub use self::backends::Source;
 pub use self::build::Devices;
+pub use self::entrance::{Ending, Entrance};
 pub use self::incoming::{Incoming, Overrides};
 use self::run_state::{IllegalStep, RunState};
 use self::state::{MachineState, RunStateRecord};
@@ -39,7 +42,7 @@ use crate::cpr::format::{FormatError, HeaderInfo, StateWriter, Versions};
 use crate::cpr::ownership::Claim;
 use crate::cpr::report::Stopwatch;
 use crate::devices::{Device, DeviceError};
-use crate::memory::{GuestRam, MemoryError, RamBlock};
+use crate::memory::{GuestRam, MemoryError, RamBlock, RamFate};
 use crate::vcpu::group::{VcpuError, Vcpus};
 use crate::vcpu::thread::StopTimeout;
 use crate::x86::boot::BootError;
@@ -74,6 +77,9 @@ pub enum MachineError {
     /// RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// RAM that is somebody else's.
+    #[error("pc.ram: {0}")]
+    Stamp(#[from] crate::cpr::reboot::stamp::StampError),
     /// Kernel, initrd or firmware.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -151,6 +157,14 @@ pub struct Machine {
     state: Mutex<RunState>,
     ended: Arc<AtomicBool>,
     claim: Mutex<Option<Claim>>,
+}
+
+/// What is left of a machine without vCPUs and devices, to be dropped in this order.
+#[derive(Debug)]
+pub struct Remains {
+    _vm: Arc<VmFd>,
+    _ram: GuestRam,
+    _blocks: Vec<RamBlock>,
 }
 
 /// A machine with its state in it, not yet entered.
@@ -305,8 +319,8 @@ impl Machine {
     }
 
     /// What stands in the way of a handover in this mode.
-    pub fn blockers(&self, mode: Mode) -> Vec<Blocker> {
-        let ram = self.blocks.iter().filter_map(|block| block.survives(mode));
+    pub fn blockers(&self, mode: Mode, fate: RamFate) -> Vec<Blocker> {
+        let ram = self.blocks.iter().filter_map(|block| block.survives(mode, fate));
         let devices = self.devices.all().flat_map(|device| device.blockers(mode));
         let state = self.run_state();
         let step = (!state.can_be_handed_over())
@@ -355,6 +369,13 @@ impl Machine {
         Ok(())
     }
 
+    /// Lets go of its vCPUs and devices. What remains takes longer.
+    pub fn strip(self) -> Remains {
+        let Self { vcpus, devices, ram, blocks, vm, .. } = self;
+        drop((vcpus, devices));
+        Remains { _vm: vm, _ram: ram, _blocks: blocks }
+    }
+
     fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
@@ -386,7 +407,9 @@ pub fn readable_versions() -> Versions {
         .with::<crate::devices::virtio::block::BlockState>()
         .with::<crate::devices::virtio::net::NetState>()
         .with::<crate::devices::virtio::console::ConsoleState>()
+        .with::<crate::devices::vfio::VfioState>()
         .with::<crate::cpr::exec::state::Journey>()
         .with::<crate::cpr::reboot::stamp::RamStamp>()
+        .with::<crate::cpr::reboot::copy::RamCopyState>()
         .with::<crate::monitor::server::MonitorState>()
 }

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
@@ -19,8 +18,8 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::devices::DeviceError;
 use crate::devices::pci::msi::{Doorbells, MsiMessage, MsiVector, MsiVectors};
+use crate::devices::{DeviceError, eventfd};
 use crate::x86::layout::MSI_GSI;
 
 /// Pins of each PIC, and of the I/O APIC.
@@ -96,17 +95,20 @@ impl MsiRoutes {
         Ok(())
     }
 
+    fn detach(&self, inner: &mut Inner, gsi: u32, eventfd: &EventFd) -> io::Result<()> {
+        if let Some(deferred) = &mut inner.deferred {
+            deferred.remove(&gsi);
+        }
+        if inner.attached.remove(&gsi) {
+            self.vm.unregister_irqfd(eventfd, gsi)?;
+        }
+        Ok(())
+    }
+
     fn route(&self, gsi: u32, eventfd: &Arc<EventFd>, message: Option<MsiMessage>) -> io::Result<()> {
+        let message = message.filter(is_possible);
         let mut inner = self.lock();
-        let Some(message) = message else {
-            if let Some(deferred) = &mut inner.deferred {
-                deferred.remove(&gsi);
-            }
-            if inner.attached.remove(&gsi) {
-                self.vm.unregister_irqfd(eventfd, gsi)?;
-            }
-            return Ok(());
-        };
+        let Some(message) = message else { return self.detach(&mut inner, gsi, eventfd) };
         inner.changed |= inner.routes.insert(gsi, message) != Some(message);
         if let Some(deferred) = &mut inner.deferred {
             deferred.insert(gsi, Arc::clone(eventfd));
@@ -115,6 +117,23 @@ impl MsiRoutes {
         self.flush(&mut inner)?;
         self.attach(&mut inner, gsi, eventfd)
     }
+
+    /// Takes the irqfd away, and has the route ready for when it comes back.
+    fn hold(&self, gsi: u32, eventfd: &EventFd, message: Option<MsiMessage>) -> io::Result<()> {
+        let message = message.filter(is_possible);
+        let mut inner = self.lock();
+        self.detach(&mut inner, gsi, eventfd)?;
+        if let Some(message) = message {
+            inner.changed |= inner.routes.insert(gsi, message) != Some(message);
+        }
+        Ok(())
+    }
+}
+
+/// Whether KVM takes a message. One that it does not, with bits 32 to 39 of the address set, would have it refuse the whole
+/// table, with the routes of all other devices: such a vector is as good as masked.
+fn is_possible(message: &MsiMessage) -> bool {
+    (message.address >> 32) as u8 == 0
 }
 
 /// What KVM routes to the pins of the interrupt chips by itself.
@@ -150,9 +169,7 @@ fn msi_route((gsi, message): (&u32, &MsiMessage)) -> kvm_irq_routing_entry {
 pub(super) struct VectorSource(pub(super) Arc<MsiRoutes>);
 
 impl MsiVectors for VectorSource {
-    fn vector(&self) -> Result<Arc<dyn MsiVector>, DeviceError> {
-        let eventfd = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-            .map_err(DeviceError::io("pci", "making an eventfd"))?;
+    fn vector_on(&self, eventfd: EventFd) -> Result<Arc<dyn MsiVector>, DeviceError> {
         let mut inner = self.0.lock();
         let gsi = inner.next;
         if gsi as usize >= KVM_MAX_IRQ_ROUTES - (2 * PIC_PINS) as usize {
@@ -182,12 +199,17 @@ impl MsiVector for Vector {
         }
     }
 
+    fn hold(&self, message: Option<MsiMessage>) {
+        if let Err(error) = self.routes.hold(self.gsi, &self.eventfd, message) {
+            tracing::error!("holding interrupt {} back: {error}", self.gsi);
+        }
+    }
+
     fn pending(&self) -> bool {
         if self.routes.lock().attached.contains(&self.gsi) {
             return false;
         }
-        // SAFETY: the eventfd is open as long as it is borrowed.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.eventfd.as_raw_fd()) };
+        let fd = eventfd::borrow(&self.eventfd);
         poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 }
@@ -202,5 +224,39 @@ impl Doorbells for IoEvents {
 
     fn deassign(&self, address: u64, fd: &EventFd) -> io::Result<()> {
         Ok(self.0.unregister_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::{KVM_CAP_X2APIC_API, kvm_enable_cap};
+    use kvm_ioctls::Kvm;
+
+    use super::*;
+
+    #[test]
+    fn a_message_that_kvm_does_not_take_masks_its_vector_and_spoils_no_other() {
+        let Ok(kvm) = Kvm::new() else {
+            let required = std::env::var("CPR_REQUIRE").is_ok_and(|tiers| tiers.contains("kvm"));
+            assert!(!required, "/dev/kvm cannot be opened");
+            eprintln!("skipped: /dev/kvm cannot be opened");
+            return;
+        };
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        let x2apic = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, args: [3, 0, 0, 0], ..Default::default() };
+        vm.enable_cap(&x2apic).unwrap();
+        vm.create_irq_chip().unwrap();
+        let routes = MsiRoutes::new(&vm, false);
+        let eventfd = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let (first, second) = (eventfd(), eventfd());
+        let message = |high: u64| MsiMessage { address: 0xfee0_0000 | high << 32, data: 0x41 };
+        routes.route(MSI_GSI, &first, Some(message(1))).unwrap();
+        routes.hold(MSI_GSI, &first, Some(message(0x80))).unwrap();
+        assert!(routes.lock().attached.is_empty());
+        routes.route(MSI_GSI + 1, &second, Some(message(0x100))).unwrap();
+        assert!(routes.lock().attached.contains(&(MSI_GSI + 1)));
+        // And once it is one that KVM takes, it is sent.
+        routes.route(MSI_GSI, &first, Some(message(0))).unwrap();
+        assert_eq!(routes.lock().attached.len(), 2);
     }
 }

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
+use vm_memory::GuestMemoryMmap;
 
+use super::backends::Backend;
 use super::irq::GsiLine;
 use super::msi::{IoEvents, MsiRoutes, VectorSource};
+use super::vfio;
+use crate::cpr::fds::FdTable;
 use crate::devices::DeviceError;
-use crate::devices::pci::{HostBridge, IntxLine, PciBus, Windows};
-use crate::devices::virtio::{VirtioDevice, VirtioPci, Wires};
-use crate::memory::GuestRam;
+use crate::devices::pci::{HostBridge, IntxLine, PciBus, PciFunction, Windows};
+use crate::devices::vfio::{Tell, VfioPci};
+use crate::devices::virtio::{VirtioPci, Wires};
 use crate::x86::layout;
 
 /// The windows of a guest with `ram_size` bytes of RAM.
@@ -25,22 +29,29 @@ fn windows(ram_size: u64) -> Windows {
 pub(super) fn bus(
     vm: &Arc<VmFd>,
     ram_size: u64,
-    devices: Vec<(u8, Arc<dyn VirtioDevice>)>,
-    ram: &GuestRam,
+    devices: Vec<(u8, Backend)>,
+    ram: &Arc<GuestMemoryMmap>,
     msi: &Arc<MsiRoutes>,
+    tell: Tell,
+    mut kept: Option<&mut FdTable>,
 ) -> Result<PciBus, DeviceError> {
     let mut bus = PciBus::new(windows(ram_size));
     bus.add(0, Arc::new(HostBridge::new()))?;
     let wires = Wires {
-        memory: Arc::new(ram.memory().clone()),
+        memory: Arc::clone(ram),
         msi: Arc::new(VectorSource(Arc::clone(msi))),
         doorbells: Arc::new(IoEvents(Arc::clone(vm))),
         lines: std::array::from_fn(|line| {
             IntxLine::new(GsiLine::line(vm, layout::PCI_INTX_GSI + line as u32))
         }),
     };
+    let vfio = vfio::wires(vm, msi, tell);
     for (slot, device) in devices {
-        bus.add(slot, VirtioPci::new(slot, device, wires.clone())?)?;
+        let function: Arc<dyn PciFunction> = match device {
+            Backend::Virtio(device) => VirtioPci::new(slot, device, wires.clone())?,
+            Backend::Vfio(device) => Arc::new(VfioPci::new(slot, device, vfio.clone(), kept.as_deref_mut())?),
+        };
+        bus.add(slot, function)?;
     }
     Ok(bus)
 }

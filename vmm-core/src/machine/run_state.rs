@@ -24,7 +24,7 @@ pub enum RunState {
     Postmigrate,
     /// Powered off.
     Shutdown,
-    /// KVM could not go on with it.
+    /// KVM could not go on with it, or a device of the host's that it has failed.
     InternalError,
 }
 

@@ -50,6 +50,10 @@ impl Machine {
             stopped.quiesced += 1;
             watch.lap_of(Phase::Stop.name(), device.id());
         }
+        // A device that failed has said so before it was quiesced, or says it to whoever has it next.
+        if self.has_ended() {
+            return Err(MachineError::Ended);
+        }
         Ok(stopped)
     }
 }

@@ -6,11 +6,12 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{self, HUGETLBFS_MAGIC, TMPFS_MAGIC};
 
 use super::check::{self, page_size_of};
 use super::open::{self, PAGE_SIZE, RAM_SEALS};
-use super::{MemoryError, RamBlockState, RamKind, StampLocation, lock};
+use super::{MemoryError, RamBlockState, RamFate, RamKind, StampLocation, lock};
 use crate::config::{Backing, ByteSize, MemoryConfig};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
@@ -45,11 +46,7 @@ impl RamBlock {
             Backing::Memfd | Backing::Hugetlb { .. } => Self::anonymous(name, config)?,
             Backing::File { .. } | Backing::Dax { .. } => Self::open(name, config, true)?,
         };
-        if let Some(stamp) = block.stamp_location() {
-            stamp
-                .write(&[0; PAGE_SIZE as usize])
-                .map_err(MemoryError::io(name, "clearing the stamp beside the RAM"))?;
-        }
+        block.clear_stamp()?;
         Ok(block)
     }
 
@@ -87,32 +84,73 @@ impl RamBlock {
     /// `state` says. A ROM is made from the image in `state`. Whether the RAM holds what was saved is for the stamp
     /// to tell.
     pub fn reopen(config: &MemoryConfig, state: &RamBlockState) -> Result<Self, MemoryError> {
-        let name = state.name.as_str();
-        if state.kind == RamKind::Rom {
-            return Self::create_rom(name, &state.image);
-        }
-        let differs = |found: String, expected: String| MemoryError::Layout {
-            block: name.into(),
-            found: format!("the saved state has {found}"),
-            expected,
-        };
-        if config.size.0 != state.size {
-            return Err(differs(ByteSize(state.size).to_string(), config.size.to_string()));
+        if let Some(rom) = Self::rom_of(config, state)? {
+            return Ok(rom);
         }
         if config.backing.path().is_none() {
             return Err(differs(
-                "RAM to be reopened".into(),
+                state,
+                "RAM to be reopened",
                 "backing=file or backing=dax: other RAM did not outlive its process".into(),
             ));
         }
-        let block = Self::open(name, config, false)?;
+        let block = Self::open(&state.name, config, false)?;
         if block.page_size != state.page_size {
-            return Err(differs(
-                format!("pages of {}", ByteSize(state.page_size)),
-                ByteSize(block.page_size).to_string(),
-            ));
+            let found = format!("pages of {}", ByteSize(state.page_size));
+            return Err(differs(state, &found, ByteSize(block.page_size).to_string()));
         }
         Ok(block)
+    }
+
+    /// Makes RAM for what was copied out of it, as the configuration has it; what is in it is for [`empty`](Self::empty) to take
+    /// out. On `trial`, RAM that would have a path is in memory: nothing outlives the process.
+    pub fn renew(config: &MemoryConfig, state: &RamBlockState, trial: bool) -> Result<Self, MemoryError> {
+        if let Some(rom) = Self::rom_of(config, state)? {
+            return Ok(rom);
+        }
+        let name = state.name.as_str();
+        match &config.backing {
+            Backing::Dax { .. } => {
+                let expected = "RAM that can be emptied: no DAX device".into();
+                Err(differs(state, "RAM that was copied", expected))
+            }
+            Backing::File { .. } if !trial => Self::open(name, config, true),
+            Backing::File { .. } => {
+                Self::anonymous(name, &MemoryConfig { backing: Backing::Memfd, ..config.clone() })
+            }
+            Backing::Memfd | Backing::Hugetlb { .. } => Self::anonymous(name, config),
+        }
+    }
+
+    /// A ROM, made from its image in `state`; none for RAM, which must have the configuration's size.
+    fn rom_of(config: &MemoryConfig, state: &RamBlockState) -> Result<Option<Self>, MemoryError> {
+        if state.kind == RamKind::Rom {
+            return Self::create_rom(&state.name, &state.image).map(Some);
+        }
+        if config.size.0 != state.size {
+            return Err(differs(state, &ByteSize(state.size).to_string(), config.size.to_string()));
+        }
+        Ok(None)
+    }
+
+    /// No state file goes with what is in this RAM.
+    fn clear_stamp(&self) -> Result<(), MemoryError> {
+        let Some(stamp) = self.stamp_location() else { return Ok(()) };
+        let cleared = stamp.write(&[0; PAGE_SIZE as usize]);
+        cleared.map_err(MemoryError::io(&self.name, "clearing the stamp beside the RAM"))
+    }
+
+    /// Takes out what is in a file of RAM, and its stamp.
+    pub fn empty(&self) -> Result<(), MemoryError> {
+        self.clear_stamp()?;
+        let all = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&*self.file, all, 0, self.size as i64)
+            .map_err(MemoryError::io(&self.name, "emptying the RAM's file"))?;
+        if self.page_size > PAGE_SIZE {
+            // What was punched out lost its reservation.
+            open::reserve_huge_pages(&self.name, &self.file, self.size + self.page_size, self.page_size)?;
+        }
+        Ok(())
     }
 
     fn anonymous(name: &str, config: &MemoryConfig) -> Result<Self, MemoryError> {
@@ -223,6 +261,11 @@ impl RamBlock {
         self.size
     }
 
+    /// Bytes of a page of its backing.
+    pub fn page_size(&self) -> u64 {
+        self.page_size
+    }
+
     /// What it is made of.
     pub fn kind(&self) -> RamKind {
         self.kind
@@ -281,20 +324,24 @@ impl RamBlock {
     }
 
     /// What stands in the way of a handover in this mode.
-    pub fn survives(&self, mode: Mode) -> Option<Blocker> {
+    pub fn survives(&self, mode: Mode, fate: RamFate) -> Option<Blocker> {
         if mode != Mode::CprReboot {
             return None;
         }
-        let what = match self.kind {
-            RamKind::Memfd => "a memfd",
-            RamKind::Hugetlb => "a hugetlb memfd",
-            RamKind::File | RamKind::Dax | RamKind::Rom => return None,
+        let what = match (fate, self.kind) {
+            (RamFate::Stays, RamKind::Memfd) => "a memfd",
+            (RamFate::Stays, RamKind::Hugetlb) => "a hugetlb memfd",
+            (RamFate::Copied, RamKind::Dax) => {
+                let why = "RAM in a DAX device is not copied, for it outlives a kexec: leave out --copy-ram";
+                return Some(Blocker::new(&self.name, why));
+            }
+            _ => return None,
         };
         Some(Blocker::new(
             &self.name,
             format!(
-                "RAM in {what} ends with its process; backing=file on /dev/shm outlives the process, \
-                 backing=dax a kexec too"
+                "RAM in {what} ends with its process; --copy-ram takes it along in the state file; \
+                 backing=file on /dev/shm outlives the process, backing=dax a kexec too"
             ),
         ))
     }
@@ -307,6 +354,11 @@ impl RamBlock {
             format!("{} is in memory: it outlives this process, but not a kexec or a reboot", path.display())
         })
     }
+}
+
+/// The error of a configuration that is not what the saved state says.
+fn differs(state: &RamBlockState, found: &str, expected: String) -> MemoryError {
+    MemoryError::Layout { block: state.name.clone(), found: format!("the saved state has {found}"), expected }
 }
 
 #[cfg(test)]

@@ -245,11 +245,14 @@ fn a_rom_holds_its_image_at_its_end_and_travels_in_the_state_only_over_a_reboot(
 fn only_ram_without_a_path_blocks_a_reboot() {
     let dir = shm();
     let file = RamBlock::create(RAM, &file_config(&dir.path().join("ram"))).unwrap();
-    assert_eq!(file.survives(Mode::CprReboot), None);
+    assert_eq!(file.survives(Mode::CprReboot, RamFate::Stays), None);
     assert!(file.reboot_note().unwrap().contains("not a kexec"));
     let memfd = memfd_block(MIB);
-    assert_eq!((memfd.survives(Mode::CprTransfer), memfd.survives(Mode::CprExec)), (None, None));
-    let blocker = memfd.survives(Mode::CprReboot).unwrap();
+    assert_eq!(
+        (memfd.survives(Mode::CprTransfer, RamFate::Stays), memfd.survives(Mode::CprExec, RamFate::Stays)),
+        (None, None)
+    );
+    let blocker = memfd.survives(Mode::CprReboot, RamFate::Stays).unwrap();
     assert!(blocker.to_string().contains("pc.ram") && blocker.reason.contains("/dev/shm"), "{blocker}");
 }
 

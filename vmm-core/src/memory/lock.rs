@@ -9,7 +9,7 @@ use std::io;
 use nix::fcntl::{FcntlArg, fcntl};
 
 /// Takes the lock without waiting. `Ok(false)` if another open file description holds it.
-pub(super) fn acquire(file: &File) -> io::Result<bool> {
+pub(crate) fn acquire(file: &File) -> io::Result<bool> {
     match set(file, libc::F_WRLCK) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
         other => other.map(|()| true),

@@ -2,9 +2,11 @@
 
 use std::ffi::c_void;
 use std::fs::File;
+use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::errno::Errno;
 use nix::sys::mman::{MmapAdvise, madvise};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
@@ -31,7 +33,12 @@ impl GuestRam {
             let end = at.start() + region.len();
             let advice = self.advice(at.file());
             let mut from = at.start();
-            while let Some((data, hole)) = self.next_data(at.file(), from, end) {
+            let next = |from| match self.kind {
+                RamKind::Dax => (from < end).then_some((from, end)),
+                // What cannot be looked at is left to the guest's own faults.
+                _ => next_data(at.file(), from, end).ok().flatten(),
+            };
+            while let Some((data, hole)) = next(from) {
                 for start in (data..hole).step_by(CHUNK as usize) {
                     let len = CHUNK.min(hole - start);
                     if cancel.load(Ordering::Relaxed) || !advise(host, start - at.start(), len, advice) {
@@ -54,23 +61,22 @@ impl GuestRam {
             MmapAdvise::MADV_POPULATE_READ
         }
     }
+}
 
-    /// The next stretch of `from..end` that holds data.
-    fn next_data(&self, file: &File, from: u64, end: u64) -> Option<(u64, u64)> {
-        if from >= end {
-            return None;
-        }
-        if self.kind == RamKind::Dax {
-            return Some((from, end));
-        }
-        let data = lseek(file, from as i64, Whence::SeekData).ok()? as u64;
-        if data >= end {
-            return None;
-        }
-        let hole = lseek(file, data as i64, Whence::SeekHole).ok()? as u64;
-        // Data that is being punched out meanwhile must not stop the walk.
-        Some((data, hole.clamp(data + 1, end)))
+/// The next stretch of `from..end` of a file that holds data.
+pub fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
+    if from >= end {
+        return Ok(None);
     }
+    let seek = |from: u64, what| match lseek(file, from as i64, what) {
+        Ok(at) => Ok(Some(at as u64)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(error) => Err(io::Error::from(error)),
+    };
+    let Some(data) = seek(from, Whence::SeekData)?.filter(|data| *data < end) else { return Ok(None) };
+    // Data that is being punched out meanwhile must not stop the walk.
+    let hole = seek(data, Whence::SeekHole)?.unwrap_or(data + 1);
+    Ok(Some((data, hole.clamp(data + 1, end))))
 }
 
 fn advise(host: *mut u8, offset: u64, len: u64, advice: MmapAdvise) -> bool {

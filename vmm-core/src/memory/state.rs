@@ -21,6 +21,15 @@ pub enum RamKind {
     Rom,
 }
 
+/// What becomes of RAM in a reboot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RamFate {
+    /// It stays where it is.
+    Stays,
+    /// It goes into the file, and is made anew.
+    Copied,
+}
+
 /// A RAM block on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RamBlockState {

@@ -264,8 +264,10 @@ fn check(control: &dyn Control, mut args: Args) -> Answer {
     let mode = required_mode(&args.string("mode")?)?;
     let channels = Channels::from_args(&mut args)?;
     let exec_command = args.optional_strings("cpr-exec-command")?;
+    let copy_ram = args.optional_bool("copy-ram")?.unwrap_or(false);
     args.finish()?;
-    let request = CheckRequest { mode, destination: check_destination(mode, channels)?, exec_command };
+    let destination = check_destination(mode, channels)?;
+    let request = CheckRequest { mode, destination, exec_command, copy_ram };
     Ok(json!({"blockers": control.check(&request)?}))
 }
 

@@ -60,6 +60,8 @@ pub struct CheckRequest {
     pub destination: Option<Destination>,
     /// With which command in exec mode; `None`: the one that the parameters hold.
     pub exec_command: Option<Vec<String>>,
+    /// Whether RAM is to be copied in reboot mode.
+    pub copy_ram: bool,
 }
 
 /// What the commands need from the machine.
@@ -71,6 +73,11 @@ pub trait Control: Send + Sync {
     fn name(&self) -> String;
     /// The guest's identity.
     fn uuid(&self) -> Uuid;
+    /// Whether a guest is here that nothing can be done with yet: commands wait until
+    /// [`EventSender::wake`](super::events::EventSender::wake).
+    fn is_taking_in(&self) -> bool {
+        false
+    }
     /// The run state.
     fn run_state(&self) -> RunState;
     /// The vCPUs; empty where none exist yet or any more.

@@ -43,6 +43,11 @@ pub enum Event {
         /// QEMU's `ShutdownCause` (`guest-shutdown`, `host-qmp-quit`, `host-signal`).
         reason: &'static str,
     },
+    /// The host wants an assigned device back.
+    DeviceWanted {
+        /// Its id.
+        device: String,
+    },
     /// A handover has a new status. Sent only with the `events` capability.
     Migration(MigrationStatus),
     /// A handover entered a phase. Sent only with the `events` capability.
@@ -71,6 +76,7 @@ impl Event {
             Self::Powerdown => ("POWERDOWN", None),
             Self::Reset { guest, reason } => ("RESET", Some(json!({"guest": guest, "reason": reason}))),
             Self::Shutdown { guest, reason } => ("SHUTDOWN", Some(json!({"guest": guest, "reason": reason}))),
+            Self::DeviceWanted { device } => ("X_CPR_DEVICE_WANTED", Some(json!({"device": device}))),
             Self::Migration(status) => ("MIGRATION", Some(json!({"status": status}))),
             Self::Phase { mode, phase, elapsed_us } => {
                 ("X_CPR_PHASE", Some(json!({"mode": mode, "phase": phase, "elapsed-us": elapsed_us})))
@@ -123,7 +129,7 @@ impl EventSender {
     }
 
     /// Makes the monitor's thread look at its server.
-    pub(super) fn wake(&self) {
+    pub fn wake(&self) {
         // Fails only when the counter is full: then it is readable, which is all that is wanted.
         let _ = self.0.ready.write(1);
     }

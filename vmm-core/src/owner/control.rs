@@ -1,11 +1,13 @@
 //! The monitor's commands, carried out.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use super::{Guest, Shared, Task, lock};
 use crate::config::Uuid;
 use crate::cpr::blockers::Blocker;
 use crate::machine::run_state::RunState;
+use crate::memory::RamFate;
 use crate::monitor::events::Event;
 use crate::monitor::{
     CheckRequest, CommandError, Control, CpuInfoFast, Destination, HandoverReport, Incoming,
@@ -15,6 +17,10 @@ use crate::monitor::{
 impl Control for Shared {
     fn name(&self) -> String {
         self.identity().map_or_else(String::new, |(name, _)| name)
+    }
+
+    fn is_taking_in(&self) -> bool {
+        self.entrance.is_under_way()
     }
 
     fn uuid(&self) -> Uuid {
@@ -88,7 +94,8 @@ impl Control for Shared {
         let mut info = self.handover().info.clone();
         let mode = self.parameters().mode;
         if let (Some(guest), Some(mode)) = (self.guest(), mode) {
-            info.blocked_reasons = guest.blockers(mode).iter().map(ToString::to_string).collect();
+            info.blocked_reasons =
+                guest.blockers(mode, self.ram_fate()).iter().map(ToString::to_string).collect();
         }
         info
     }
@@ -119,6 +126,11 @@ impl Control for Shared {
         if self.guest().is_some() {
             return Err(CommandError::generic("there is a guest here already: another cannot come in"));
         }
+        if self.awaits.swap(true, SeqCst) {
+            return Err(CommandError::generic(
+                "a guest is awaited already, or came in once: start another process for another",
+            ));
+        }
         self.inbox.post(Task::Incoming(from));
         Ok(())
     }
@@ -130,7 +142,9 @@ impl Control for Shared {
 
     fn check(&self, request: &CheckRequest) -> Result<Vec<Blocker>, CommandError> {
         let guest = self.needs_guest()?;
-        Ok(self.blockers(&guest, request.mode, request.destination.as_ref(), request.exec_command.as_deref()))
+        let fate = if request.copy_ram { RamFate::Copied } else { RamFate::Stays };
+        let (to, command) = (request.destination.as_ref(), request.exec_command.as_deref());
+        Ok(self.blockers(&guest, request.mode, fate, to, command))
     }
 
     fn report(&self) -> Option<HandoverReport> {

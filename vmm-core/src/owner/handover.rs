@@ -26,6 +26,7 @@ use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::{Channel, was_cancelled};
 use crate::cpr::transfer::source::{self, Limits, Terms};
 use crate::machine::Machine;
+use crate::memory::RamFate;
 use crate::monitor::events::Event;
 use crate::monitor::{CommandError, Destination, HandoverReport, MigrationInfo, MigrationStatus};
 
@@ -49,15 +50,21 @@ impl Shared {
         }
     }
 
+    /// What becomes of RAM in the next reboot.
+    pub(super) fn ram_fate(&self) -> RamFate {
+        if self.capabilities().ignore_shared { RamFate::Stays } else { RamFate::Copied }
+    }
+
     /// What stands in the way, as far as it can be known without doing it.
     pub(super) fn blockers(
         &self,
         guest: &Machine,
         mode: Mode,
+        fate: RamFate,
         destination: Option<&Destination>,
         command: Option<&[String]>,
     ) -> Vec<Blocker> {
-        let mut blockers = guest.blockers(mode);
+        let mut blockers = guest.blockers(mode, fate);
         match destination {
             Some(Destination::Transfer { cpr, main }) => {
                 for path in [cpr, main] {
@@ -87,12 +94,8 @@ impl Shared {
         if handover.cancel.is_some() {
             return Err(CommandError::generic("a handover is under way already; migrate_cancel ends it"));
         }
-        if mode == Mode::CprReboot && !self.capabilities().ignore_shared {
-            let why =
-                "RAM is not copied into the file; set the capability x-ignore-shared: it stays in place";
-            return Err(generic(HandoverError::blocked(vec![Blocker::new("x-ignore-shared", why)])));
-        }
-        let blockers = self.blockers(&guest, mode, Some(&destination), None);
+        let fate = self.ram_fate();
+        let blockers = self.blockers(&guest, mode, fate, Some(&destination), None);
         if !blockers.is_empty() {
             return Err(generic(HandoverError::blocked(blockers)));
         }
@@ -100,7 +103,7 @@ impl Shared {
         let cancel = OwnedFd::from(cancel);
         let watched = cancel.try_clone().map_err(generic)?;
         let me = self.me.upgrade().ok_or_else(|| CommandError::generic("this process is ending"))?;
-        let run = move || me.run(&guest, destination, watched);
+        let run = move || me.run(&guest, destination, fate, watched);
         std::thread::Builder::new().name("handover".into()).spawn(run).map_err(generic)?;
         let info = MigrationInfo { status: MigrationStatus::Setup, ..MigrationInfo::default() };
         *handover = Handover { info, report: None, cancel: Some(cancel) };
@@ -120,7 +123,7 @@ impl Shared {
         self.events.emit(Event::Migration(MigrationStatus::Cancelling));
     }
 
-    fn run(&self, guest: &Arc<Machine>, destination: Destination, cancel: OwnedFd) {
+    fn run(&self, guest: &Arc<Machine>, destination: Destination, fate: RamFate, cancel: OwnedFd) {
         let watch = Stopwatch::start();
         let mode = destination.mode();
         let started = Instant::now();
@@ -131,7 +134,7 @@ impl Shared {
                 self.transfer(guest, &cpr, &main, limits, &cancel, &observer, watch)
             }
             Destination::Reboot { file } => {
-                reboot::save::save(guest, &file, limits, &cancel, &observer, watch)
+                reboot::save::save(guest, &file, fate, limits, &cancel, &observer, watch)
             }
             Destination::Exec => match self.lead_away(guest, limits, cancel, &observer, watch) {
                 // The main thread goes on with it.
@@ -231,7 +234,7 @@ impl Shared {
             downtime_us: report.downtime_us,
             total_us: report.total_us,
             state_bytes: report.state_bytes,
-            ram_copied: 0,
+            ram_copied: report.ram_copied,
             ram_kept: report.ram_kept,
             descriptors: report.descriptors,
             vcpus: report.vcpus,

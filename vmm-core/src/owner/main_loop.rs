@@ -1,5 +1,7 @@
 //! The main thread.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,12 +12,13 @@ use super::incoming;
 use super::release;
 use super::signals::Signals;
 use super::{Guest, Options, Origin, OwnerError, Shared, Task, lock};
-use crate::config::MachineConfig;
+use crate::config::{DeviceConfig, MachineConfig};
 use crate::cpr::Mode;
 use crate::cpr::error::HandoverError;
 use crate::cpr::ownership::Claim;
 use crate::cpr::report::{Phase, Stopwatch};
 use crate::devices::Subscriber;
+use crate::devices::vfio::Notice;
 use crate::machine::events::MachineEvent;
 use crate::machine::run_state::RunState;
 use crate::machine::{Machine, Overrides};
@@ -46,6 +49,8 @@ pub struct Owner {
     devices: Vec<SubscriberId>,
     options: Options,
     terminating: bool,
+    /// What would end the process, while a guest is just coming in.
+    postponed: Vec<Task>,
     ended: Option<Result<Ended, OwnerError>>,
 }
 
@@ -65,7 +70,16 @@ impl Owner {
         manager.add_subscriber(Arc::new(Mutex::new(InboxWaker(inbox))) as Subscriber);
         manager.add_subscriber(Arc::new(Mutex::new(signals)) as Subscriber);
         manager.add_subscriber(Arc::clone(&monitor) as Subscriber);
-        Ok(Self { shared, manager, monitor, devices: Vec::new(), options, terminating: false, ended: None })
+        Ok(Self {
+            shared,
+            manager,
+            monitor,
+            devices: Vec::new(),
+            options,
+            terminating: false,
+            postponed: Vec::new(),
+            ended: None,
+        })
     }
 
     /// Boots a guest and serves it until it ends or is given away.
@@ -110,6 +124,8 @@ impl Owner {
             paused: self.options.paused,
             events: self.shared.machine_events(),
             admit: Arc::new(admit),
+            trial: false,
+            entrance: Arc::clone(&self.shared.entrance),
         }
     }
 
@@ -118,8 +134,14 @@ impl Owner {
     }
 
     fn start_receiving(&self, origin: Origin) -> Result<(), OwnerError> {
+        self.shared.awaits.store(true, SeqCst);
         let (overrides, inbox) = (self.overrides(), Arc::clone(&self.shared.inbox));
-        let receive = move || inbox.post(Task::Arrived(Box::new(incoming::receive(&origin, &overrides))));
+        let receive = move || {
+            let received = catch_unwind(AssertUnwindSafe(|| incoming::receive(&origin, &overrides)));
+            let panicked =
+                |_| Err(OwnerError::io("taking a guest in")(std::io::Error::other("its thread panicked")));
+            inbox.post(Task::Arrived(Box::new(received.unwrap_or_else(panicked))));
+        };
         let started = std::thread::Builder::new().name("incoming".into()).spawn(receive);
         started.map(drop).map_err(OwnerError::io("starting a thread"))
     }
@@ -149,6 +171,11 @@ impl Owner {
         let name = machine.config().name.clone();
         tracing::info!("guest '{name}' is here, {}", machine.run_state());
         self.settle(machine);
+        self.shared.entrance.settled();
+        self.shared.events.wake();
+        for task in self.postponed.drain(..) {
+            self.shared.inbox.post(task);
+        }
         match monitor {
             // With a monitor of its own, the process has no use for the one that came along.
             Some(monitor) if self.options.monitor.is_none() => {
@@ -205,6 +232,7 @@ impl Owner {
 
     fn handle(&mut self, task: Task) {
         match task {
+            Task::Terminate | Task::Quit if !self.close_entrance() => self.postponed.push(task),
             Task::Terminate => self.terminate(),
             Task::Quit => self.quit("host-qmp-quit"),
             Task::Machine(event) => self.machine_event(event),
@@ -235,8 +263,8 @@ impl Owner {
             Task::Return { ready, onward, terms, watch } => {
                 let Some(machine) = self.shared.guest() else { return };
                 if self.shared.give_back(&machine, ready, onward, terms, watch) {
-                    release::release(machine);
                     self.leave();
+                    release::release(machine);
                 }
             }
             Task::GivenAway(report) => {
@@ -262,6 +290,11 @@ impl Owner {
                 tracing::error!("letting go of a device: {error:?}");
             }
         }
+    }
+
+    /// Has no guest come in any more, if none is here; `false` where one was claimed that is to be here in a moment.
+    fn close_entrance(&self) -> bool {
+        self.shared.guest().is_some() || self.shared.entrance.close()
     }
 
     fn terminate(&mut self) {
@@ -300,11 +333,28 @@ impl Owner {
             }
             MachineEvent::Reset => self.reset(true),
             MachineEvent::Failed { vcpu, why } => {
-                tracing::error!("vCPU {vcpu} cannot go on: {why}");
-                machine.end(RunState::InternalError);
-                self.shared.events.emit(Event::Stop);
+                self.stop_for_good(&machine, &format!("vCPU {vcpu} cannot go on: {why}"));
+            }
+            MachineEvent::Assigned(Notice::Failed(_)) if machine.run_state() == RunState::InternalError => {}
+            MachineEvent::Assigned(Notice::Failed(device)) => {
+                let why =
+                    "has failed, and what it does with the guest's memory is not known: the guest is stopped";
+                self.stop_for_good(&machine, &format!("{device} {why}"));
+            }
+            MachineEvent::Assigned(Notice::Wanted(device)) => {
+                tracing::warn!(
+                    "the host wants {device} back, and waits until the guest ends (system_powerdown) or resets itself, which \
+                     ends it, too: it does not get the device again"
+                );
+                self.shared.events.emit(Event::DeviceWanted { device });
             }
         }
+    }
+
+    fn stop_for_good(&self, machine: &Machine, why: &str) {
+        tracing::error!("{why}");
+        machine.end(RunState::InternalError);
+        self.shared.events.emit(Event::Stop);
     }
 
     /// Starts the guest from its beginning, with its serial port's descriptors kept.
@@ -313,6 +363,10 @@ impl Owner {
         machine.end(RunState::Shutdown);
         self.forget_devices();
         let config = machine.config().clone();
+        if config.devices.iter().any(DeviceConfig::is_assigned) {
+            // Whoever prepares for the guest has its devices open, which are wanted here.
+            self.shared.cancel_handover();
+        }
         let kept = machine.descriptors(Mode::CprExec);
         machine.devices().hand_over();
         // Whoever still looks at the old machine must not keep its RAM from the new one.

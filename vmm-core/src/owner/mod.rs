@@ -15,6 +15,7 @@ mod stopover;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use self::inbox::Inbox;
@@ -33,7 +34,7 @@ use crate::cpr::report::Phase;
 use crate::cpr::report::{Report, Stopwatch};
 use crate::cpr::transfer::source::{ReadyTarget, Terms};
 use crate::machine::events::MachineEvent;
-use crate::machine::{Machine, MachineError};
+use crate::machine::{Entrance, Machine, MachineError};
 use crate::monitor::events::EventSender;
 use crate::monitor::paths;
 use crate::monitor::server::MonitorServer;
@@ -174,6 +175,10 @@ struct Handover {
 pub struct Shared {
     me: Weak<Self>,
     guest: Mutex<Guest>,
+    /// Whether a guest is awaited, or was once: there is one in a process's life, and whoever fails to get it in ends the process.
+    awaits: AtomicBool,
+    /// Whether a guest may come, or has come and the main thread has not taken it in yet.
+    entrance: Arc<Entrance>,
     handover: Mutex<Handover>,
     parameters: Mutex<MigrateParameters>,
     capabilities: Mutex<MigrateCapabilities>,
@@ -191,6 +196,8 @@ impl Shared {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             guest: Mutex::default(),
+            awaits: AtomicBool::new(false),
+            entrance: Arc::default(),
             handover: Mutex::default(),
             parameters: Mutex::default(),
             capabilities: Mutex::default(),

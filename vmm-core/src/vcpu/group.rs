@@ -6,15 +6,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::load;
 use super::plan::VcpuPlan;
 use super::save::{SavedMpState, VcpuSaver};
 use super::state::{VcpuState, VcpuStateError};
 use super::thread::{StopTimeout, VcpuThread};
+use super::unhalt;
 use crate::x86::boot::{self, BootEntry, BootError};
 use crate::x86::clock::Resumption;
+use crate::x86::platform::Platform;
 
 /// For reading or writing one vCPU's state; a bound against a kernel that hangs, not an expectation.
 const STATE_IO: Duration = Duration::from_secs(30);
@@ -141,7 +143,15 @@ impl Vcpus {
         self.each(work)
     }
 
-    /// The last step of a load, when the VM's clock is set.
+    /// Kicks those vCPUs whose state does not tell whether they were kicked.
+    pub fn unhalt(&self, vm: &VmFd, states: &[VcpuState], platform: &Platform) -> Result<(), VcpuError> {
+        for ((index, state), shown) in states.iter().enumerate().zip(&platform.cpuid) {
+            unhalt::unhalt(index as u32, vm, state, shown)?;
+        }
+        Ok(())
+    }
+
+    /// What of a load waits for the VM's clock.
     pub fn after_clock(&self, states: &[VcpuState]) -> Result<(), VcpuError> {
         for (index, (thread, state)) in self.threads.iter().zip(states).enumerate() {
             load::after_clock(index as u32, &thread.vcpu(), state)?;

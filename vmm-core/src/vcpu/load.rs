@@ -2,8 +2,9 @@
 //!
 //! 1. Segments with the APIC base and EFER come first: LAPIC, MSRs and nested state are checked against them.
 //! 2. The TSC comes before the LAPIC, and the TSC deadline after both: it is dropped unless the timer is in that mode.
-//! 3. What a host does not take is an error that names the vCPU, the ioctl and the register. Nothing is left out.
-//! 4. [`after_clock`] is for when the VM's clock is set.
+//! 3. General registers come before the events: writing them drops an exception that is pending.
+//! 4. What a host does not take is an error that names the vCPU, the ioctl and the register. Nothing is left out.
+//! 5. [`after_clock`] is for when the VM's clock is set.
 
 use kvm_bindings::kvm_mp_state;
 use kvm_ioctls::VcpuFd;
@@ -44,10 +45,10 @@ pub fn load(
     vcpu.set_lapic(lapic).map_err(ioctl(index, "KVM_SET_LAPIC"))?;
     let deadline = |msr: &&Msr| msr.index == IA32_TSC_DEADLINE && msr.value != 0;
     msr::write(vcpu, state.msrs.iter().filter(deadline)).map_err(msr_error)?;
+    vcpu.set_regs(regs).map_err(ioctl(index, "KVM_SET_REGS"))?;
     vcpu.set_vcpu_events(events).map_err(ioctl(index, "KVM_SET_VCPU_EVENTS"))?;
     vcpu.set_mp_state(kvm_mp_state { mp_state: state.mp_state }).map_err(ioctl(index, "KVM_SET_MP_STATE"))?;
     vcpu.set_debug_regs(debugregs).map_err(ioctl(index, "KVM_SET_DEBUGREGS"))?;
-    vcpu.set_regs(regs).map_err(ioctl(index, "KVM_SET_REGS"))?;
     if let Some(ssp) = state.shadow_stack {
         load_shadow_stack(index, vcpu, ssp, plan)?;
     }
@@ -57,7 +58,7 @@ pub fn load(
     }
 }
 
-/// The last step, when the VM's clock is set: the guest's wall clock page is written for the clock that now holds, and
+/// When the VM's clock is set: the guest's wall clock page is written for the clock that now holds, and
 /// the guest is told that it was stopped, so that its watchdogs do not mind.
 pub fn after_clock(index: u32, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), VcpuStateError> {
     // The wall clock is the VM's, and every vCPU's register tells the same.

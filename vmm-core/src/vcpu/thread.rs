@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::{self, Kick};
@@ -190,10 +191,18 @@ fn serve(index: usize, shared: &Shared, exits: &dyn ExitHandler) {
 
 /// Runs until a kick has taken effect, or until the vCPU can run no more.
 fn run_guest(index: usize, vcpu: &mut VcpuFd, kick: &Kick, exits: &dyn ExitHandler) {
+    let run: *const kvm_run = vcpu.get_kvm_run();
+    // An instruction that repeats itself (INS, OUTS) exits once for several accesses to the same port.
+    // SAFETY: the vCPU keeps the page mapped, and after such an exit this part of it holds.
+    let width = || usize::from(unsafe { (*run).__bindgen_anon_1.io.size }).max(1);
     loop {
         match vcpu.run() {
-            Ok(VcpuExit::IoIn(port, data)) => exits.port_read(port, data),
-            Ok(VcpuExit::IoOut(port, data)) => exits.port_write(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => {
+                data.chunks_mut(width()).for_each(|data| exits.port_read(port, data));
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                data.chunks(width()).for_each(|data| exits.port_write(port, data));
+            }
             Ok(VcpuExit::MmioRead(address, data)) => exits.mmio_read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => exits.mmio_write(address, data),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}

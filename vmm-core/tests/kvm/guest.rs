@@ -35,6 +35,8 @@ unsafe extern "C" {
     fn guest_deadline_end();
     fn guest_wake();
     fn guest_wake_end();
+    fn guest_wait();
+    fn guest_wait_end();
 }
 
 /// Counts, notes the TSC, and exits by port 0x10, for ever.
@@ -45,11 +47,14 @@ pub const TIMER: Program = Program(guest_timer, guest_timer_end);
 pub const DEADLINE: Program = Program(guest_deadline, guest_deadline_end);
 /// Sends INIT and SIPI (to 0x3000) to the second vCPU, and exits.
 pub const WAKE: Program = Program(guest_wake, guest_wake_end);
+/// Exits, halts with interrupts off, and exits for ever if that ends.
+pub const WAIT: Program = Program(guest_wait, guest_wait_end);
 
 global_asm!(
     ".pushsection .rodata.guests, \"a\"",
     ".global guest_count, guest_count_end, guest_timer, guest_timer_end",
     ".global guest_deadline, guest_deadline_end, guest_wake, guest_wake_end",
+    ".global guest_wait, guest_wait_end",
     ".code16",
     "guest_count:",
     "inc dword ptr [0x2000]",
@@ -130,6 +135,12 @@ global_asm!(
     "1: out 0x10, al",
     "jmp 1b",
     "guest_wake_end:",
+    "guest_wait:",
+    "out 0x10, al",
+    "hlt",
+    "1: out 0x10, al",
+    "jmp 1b",
+    "guest_wait_end:",
     ".code64",
     ".popsection",
 );

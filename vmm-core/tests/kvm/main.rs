@@ -175,6 +175,37 @@ fn an_init_that_was_pending_at_the_stop_is_not_taken_twice() {
 }
 
 #[test]
+fn an_exception_that_was_pending_at_the_stop_is_pending_after_the_load() {
+    let Some(kvm) = kvm() else { return };
+    let first = Machine::boot(&kvm, 1, guest::COUNT);
+    let mut events = first.vcpus[0].get_vcpu_events().unwrap();
+    let told_apart = first.platform.caps.exception_payload;
+    (events.exception.nr, events.exception.has_error_code, events.exception.error_code) = (14, 1, 2);
+    (events.exception.pending, events.exception.injected) = (told_apart.into(), (!told_apart).into());
+    first.vcpus[0].set_vcpu_events(&events).unwrap();
+    let saved = first.save();
+    assert_eq!(saved.vcpus[0].events.get().unwrap().exception, events.exception);
+
+    let mut second = Machine::empty_like(&kvm, &first);
+    second.load(&saved);
+    assert_eq!(second.save().vcpus[0].events.get().unwrap().exception, events.exception);
+}
+
+#[test]
+fn a_kick_that_came_before_the_halt_ends_it_after_the_load() {
+    let Some(kvm) = kvm() else { return };
+    let mut first = Machine::boot(&kvm, 1, guest::WAIT);
+    first.run_exits(1);
+    first.kick();
+    let saved = first.save();
+    assert_eq!(saved.vcpus[0].mp_state, kvm_bindings::KVM_MP_STATE_RUNNABLE);
+
+    let mut second = Machine::empty_like(&kvm, &first);
+    second.load(&saved);
+    second.run_exits_within(1, Duration::from_secs(20));
+}
+
+#[test]
 fn the_tsc_advances_here() {
     let Some(kvm) = kvm() else { return };
     let machine = Machine::boot(&kvm, 1, guest::COUNT);

@@ -1,17 +1,20 @@
 //! A machine of this tier: a VM with interrupt chips, 64 KiB of RAM, and vCPUs that the test runs by hand.
 
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use nix::unistd::gettid;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_core::config::CpuConfig;
 use vmm_core::cpr::format::Section;
+use vmm_core::vcpu::kick::{self, Kick};
 use vmm_core::vcpu::plan::{VcpuPlan, prepare};
 use vmm_core::vcpu::save::VcpuSaver;
 use vmm_core::vcpu::state::VcpuState;
-use vmm_core::vcpu::{ioctls, load};
+use vmm_core::vcpu::{ioctls, load, unhalt};
 use vmm_core::x86::caps::HostCaps;
 use vmm_core::x86::clock::{ClockState, Resumption};
 use vmm_core::x86::irqchip::VmState;
@@ -152,6 +155,27 @@ impl Machine {
         vcpu.set_kvm_immediate_exit(0);
     }
 
+    /// The same of the first vCPU, which must not wait for longer than `bound` in all.
+    pub fn run_exits_within(&mut self, exits: u32, bound: Duration) {
+        let interrupt = Kick::new(&mut self.vcpus[0]);
+        kick::unblock_here().unwrap();
+        let (tid, (done, wait)) = (gettid().as_raw(), std::sync::mpsc::channel::<()>());
+        let watch = std::thread::spawn(move || {
+            if wait.recv_timeout(bound) == Err(RecvTimeoutError::Timeout) {
+                interrupt.set();
+                kick::interrupt(tid);
+            }
+        });
+        self.run_exits(exits);
+        drop(done);
+        watch.join().unwrap();
+    }
+
+    /// What a guest's hypercall does that kicks the first vCPU.
+    pub fn kick(&self) {
+        unhalt::kick(&self.vm, 0).unwrap();
+    }
+
     pub fn read(&self, at: usize) -> u32 {
         self.ram.read_obj(GuestAddress(at as u64)).unwrap()
     }
@@ -235,6 +259,9 @@ impl Machine {
         let off = clock.load_clock(&self.vm).unwrap();
         for (index, (vcpu, state)) in self.vcpus.iter().zip(&saved.vcpus).enumerate() {
             load::after_clock(index as u32, vcpu, state).unwrap();
+        }
+        for (index, (state, shown)) in saved.vcpus.iter().zip(&self.platform.cpuid).enumerate() {
+            unhalt::unhalt(index as u32, &self.vm, state, shown).unwrap();
         }
         off
     }

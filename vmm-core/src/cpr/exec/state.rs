@@ -79,6 +79,7 @@ mod tests {
             descriptors: 2,
             vcpus: 3,
             ram_kept: 4,
+            ram_copied: 0,
         }
     }
 

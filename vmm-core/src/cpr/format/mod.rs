@@ -47,7 +47,8 @@ pub use self::table::Entry;
 pub use self::versions::{SectionVersions, Versions};
 pub use self::writer::StateWriter;
 
-/// The most bytes that saved state may have. State is kilobytes a vCPU; RAM is never in it.
+/// The most bytes that saved state may have. State is kilobytes a vCPU; RAM is never in it, but
+/// may be before it in a file.
 pub const MAX_STATE: usize = 64 << 20;
 
 /// The most sections that saved state may have, the end section included.

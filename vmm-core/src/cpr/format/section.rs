@@ -55,6 +55,10 @@ pub enum SectionKind {
     VirtioBalloon = 23,
     /// The ports of a virtio console; the instance is its slot.
     VirtioConsole = 24,
+    /// A device of the host; the instance is its slot.
+    Vfio = 25,
+    /// Where copied RAM is in the state file.
+    RamCopy = 26,
     /// The last section, empty.
     End = 0xffff_ffff,
 }
@@ -84,6 +88,8 @@ impl SectionKind {
         Self::VirtioNet,
         Self::VirtioBalloon,
         Self::VirtioConsole,
+        Self::Vfio,
+        Self::RamCopy,
         Self::End,
     ];
 
@@ -117,6 +123,8 @@ impl SectionKind {
             Self::VirtioNet => "virtio-net",
             Self::VirtioBalloon => "virtio-balloon",
             Self::VirtioConsole => "virtio-console",
+            Self::Vfio => "vfio",
+            Self::RamCopy => "ram-copy",
             Self::End => "end",
         }
     }

@@ -194,6 +194,12 @@ impl Ownership {
         word::claim(self.page.word(), self.offer).map(Claim)
     }
 
+    /// Target: an error, as a claim's would be, if the offer that this side came for does not stand. It may be taken back at any
+    /// moment after that.
+    pub fn check_offer(&self) -> Result<(), OwnershipError> {
+        word::check_offer(self.page.word(), self.offer)
+    }
+
     /// The page the word is in.
     pub(crate) fn page(&self) -> &SharedPage {
         &self.page

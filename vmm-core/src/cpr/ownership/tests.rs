@@ -16,7 +16,9 @@ fn sides() -> (Ownership, Ownership) {
 fn the_target_claims_what_was_offered_once() {
     let (source, target) = sides();
     assert!(matches!(target.claim().unwrap_err(), OwnershipError::NotOffered));
+    assert!(matches!(target.check_offer().unwrap_err(), OwnershipError::NotOffered));
     source.offer(Claim::cold_boot()).unwrap();
+    target.check_offer().unwrap();
     let _claim = target.claim().unwrap();
     assert_eq!(source.state().unwrap(), State::Target);
     assert!(matches!(target.claim().unwrap_err(), OwnershipError::ClaimedByTarget));
@@ -38,6 +40,7 @@ fn what_was_taken_back_cannot_be_claimed_even_when_it_is_offered_again() {
     source.offer(Claim::cold_boot()).unwrap();
     assert!(matches!(source.cancel().unwrap_err(), OwnershipError::Offered));
     let claim = source.take_back().unwrap();
+    assert!(matches!(stale.check_offer().unwrap_err(), OwnershipError::TakenBack));
     assert!(matches!(stale.claim().unwrap_err(), OwnershipError::TakenBack));
     source.cancel().unwrap();
     source.offer(claim).unwrap();

@@ -116,12 +116,24 @@ pub(super) fn cancel(word: &impl Word) -> Result<(), OwnershipError> {
 
 /// Offered to target, if it is this offer.
 pub(super) fn claim(word: &impl Word, offer: u32) -> Result<(), OwnershipError> {
-    word.swap(value(State::Offered, offer), value(State::Target, offer)).map_err(|found| match split(found) {
+    let claimed = word.swap(value(State::Offered, offer), value(State::Target, offer));
+    claimed.map_err(|found| why_not(found, offer))
+}
+
+/// Whether it is offered to the target by this offer.
+pub(super) fn check_offer(word: &impl Word, offer: u32) -> Result<(), OwnershipError> {
+    let found = word.load();
+    if found == value(State::Offered, offer) { Ok(()) } else { Err(why_not(found, offer)) }
+}
+
+/// Why this offer cannot be claimed from what was found.
+fn why_not(found: u32, offer: u32) -> OwnershipError {
+    match split(found) {
         Ok((State::Target, _)) => OwnershipError::ClaimedByTarget,
         Ok((State::Source, now)) if now == offer => OwnershipError::NotOffered,
         Ok(_) => OwnershipError::TakenBack,
         Err(corrupt) => corrupt,
-    })
+    }
 }
 
 /// Whatever it is to source. Only for who owns the guest: no other step is then open to anybody.

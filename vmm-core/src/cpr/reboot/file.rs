@@ -7,6 +7,8 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -16,8 +18,10 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
+use super::copy::Layout;
 use crate::config::Uuid;
 use crate::cpr::format::MAX_STATE;
+use crate::memory::{StampLocation, lock};
 
 /// Why a state file could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +63,12 @@ pub enum FileError {
         mode: u32,
         /// Our effective uid.
         expected: u32,
+    },
+    /// Another process looks at it.
+    #[error("state file {path}: another process is loading it")]
+    InUse {
+        /// The path as given.
+        path: PathBuf,
     },
     /// It is larger than saved state can be.
     #[error("state file {path}: it has {found} bytes; at most {max} are accepted")]
@@ -146,21 +156,31 @@ impl StateFile {
         taken.map_err(|source| self.write_failed("reserving room for it", bytes, source))
     }
 
-    /// Writes the file, and gives it its name once it is on disk. After an error the name is as it was, but for one
-    /// of the last step, syncing the directory: then the name is gone.
-    pub fn publish(mut self, bytes: &[u8]) -> Result<(), FileError> {
-        let written = self.file.write_all_at(bytes, 0).and_then(|()| self.file.set_len(bytes.len() as u64));
-        written.map_err(|e| self.write_failed("writing it", bytes.len() as u64, e))?;
-        self.file.sync_all().map_err(|e| self.write_failed("syncing it", bytes.len() as u64, e))?;
+    /// The file, for what is written before [`publish`](Self::publish).
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Writes a page that lies elsewhere to the beginning of the file.
+    pub fn write_first(&self, page: &StampLocation) -> Result<(), FileError> {
+        let mut bytes = vec![0; page.granularity as usize];
+        let written = page.read(&mut bytes).and_then(|()| self.file.write_all_at(&bytes, 0));
+        written.map_err(|e| self.write_failed("writing its stamp", page.granularity, e))
+    }
+
+    /// Writes the last bytes of the file, which are behind `at` bytes that were written, and gives it its name once it is on
+    /// disk. After an error the name is as it was.
+    pub fn publish(mut self, at: u64, bytes: &[u8]) -> Result<Published, FileError> {
+        let length = at + bytes.len() as u64;
+        let written = self.file.write_all_at(bytes, at).and_then(|()| self.file.set_len(length));
+        written.map_err(|e| self.write_failed("writing it", length, e))?;
+        self.file.sync_all().map_err(|e| self.write_failed("syncing it", length, e))?;
         if let Some(temporary) = &self.temporary {
             renameat(&self.directory, temporary.as_os_str(), &self.directory, self.name.as_os_str())
                 .map_err(|errno| failed(&self.path, "giving it its name", errno))?;
         }
         self.temporary = None;
-        self.directory.sync_all().map_err(|e| {
-            self.remove(&self.name);
-            failed(&self.path, "syncing its directory", e)
-        })
+        Ok(Published(self))
     }
 
     /// Bytes that we may still write to its file system.
@@ -175,7 +195,7 @@ impl StateFile {
     }
 
     /// The error of a write: where room is what lacks, how much.
-    fn write_failed(&self, doing: &str, needed: u64, source: io::Error) -> FileError {
+    pub(super) fn write_failed(&self, doing: &str, needed: u64, source: io::Error) -> FileError {
         let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         match self.available() {
             Ok(available) if full => self.no_room(needed, available),
@@ -190,6 +210,32 @@ impl StateFile {
     }
 }
 
+/// A state file that has its name, which a host that loses power may not know of yet.
+#[derive(Debug)]
+pub struct Published(StateFile);
+
+impl Published {
+    /// Has the name on disk, or takes it away again.
+    pub fn keep(self) -> Result<(), FileError> {
+        let Self(file) = self;
+        file.directory.sync_all().map_err(|e| {
+            file.remove(&file.name);
+            failed(&file.path, "syncing its directory", e)
+        })
+    }
+
+    /// Has the name on disk, if that can be, and leaves it where it is: whoever has seen it may have the guest.
+    pub fn leave(self) {
+        let Self(file) = self;
+        if let Err(error) = file.directory.sync_all() {
+            tracing::error!(
+                "{}: its directory cannot be synced: {error}; the name is there, and may be lost with the host's power",
+                file.path.display()
+            );
+        }
+    }
+}
+
 impl Drop for StateFile {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
@@ -198,8 +244,17 @@ impl Drop for StateFile {
     }
 }
 
-/// Reads a state file: a regular one of our own (or root's) that nobody else may touch, of at most [`MAX_STATE`] bytes.
-pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+/// What is in a state file.
+#[derive(Debug)]
+pub struct Saved {
+    /// The state: at most [`MAX_STATE`] bytes.
+    pub state: Vec<u8>,
+    /// The file, and where it has chunks of RAM, if it has RAM at all.
+    pub ram: Option<(File, Range<u64>)>,
+}
+
+/// Reads a state file: a regular one of our own (or root's) that nobody else may touch.
+pub fn read(path: &Path) -> Result<Saved, FileError> {
     // Non-blocking, so that opening a FIFO does not wait for its writer.
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = open(path, flags, Mode::empty()).map_err(|errno| failed(path, "opening it", errno))?;
@@ -214,15 +269,30 @@ pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
         return Err(FileError::NotOurs { path: path.to_owned(), uid, mode, expected });
     }
     let too_large = |found| FileError::TooLarge { path: path.to_owned(), found, max: MAX_STATE as u64 };
-    if metadata.len() > MAX_STATE as u64 {
-        return Err(too_large(metadata.len()));
+    let layout = Layout::of(&file, metadata.len()).map_err(|e| failed(path, "reading it", e))?;
+    let length = layout.state.end - layout.state.start;
+    if length > MAX_STATE as u64 {
+        return Err(too_large(length));
     }
-    let mut bytes = Vec::with_capacity(metadata.len() as usize);
-    let read = file.take(MAX_STATE as u64 + 1).read_to_end(&mut bytes);
-    match read.map_err(|e| failed(path, "reading it", e))? {
-        length if length > MAX_STATE => Err(too_large(length as u64)),
-        _ => Ok(bytes),
-    }
+    let mut state = vec![0; length as usize];
+    file.read_exact_at(&mut state, layout.state.start).map_err(|e| failed(path, "reading it", e))?;
+    let ram = match layout.chunks {
+        // The word in its first page is to be claimed, by one at a time: not each file system shows a word to all hosts at once.
+        Some(chunks) => {
+            let file = writable(&file).map_err(|e| failed(path, "opening it for writing", e))?;
+            if !lock::acquire(&file).map_err(|e| failed(path, "locking it", e))? {
+                return Err(FileError::InUse { path: path.to_owned() });
+            }
+            Some((file, chunks))
+        }
+        None => None,
+    };
+    Ok(Saved { state, ram })
+}
+
+/// The same file, whatever has its name by now.
+fn writable(file: &File) -> io::Result<File> {
+    File::options().read(true).write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn type_of(stat: &FileStat) -> SFlag {
@@ -262,8 +332,8 @@ mod tests {
         let mut file = StateFile::create(&path).unwrap();
         file.reserve(1 << 20).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"the old file, longer than the new one");
-        file.publish(b"state").unwrap();
-        assert_eq!(read(&path).unwrap(), b"state");
+        file.publish(0, b"state").unwrap().keep().unwrap();
+        assert_eq!(read(&path).unwrap().state, b"state");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(names(directory.path()), ["web.state"]);
     }
@@ -287,7 +357,7 @@ mod tests {
         let path = directory.path().join("web.state");
         let file = StateFile::create(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        let error = file.publish(b"state").unwrap_err().to_string();
+        let error = file.publish(0, b"state").unwrap_err().to_string();
         assert!(error.contains("giving it its name"), "{error}");
         assert_eq!(names(directory.path()), ["web.state"]);
     }
@@ -332,7 +402,7 @@ mod tests {
             assert!(error.contains(&format!("mode {mode:04o}")), "{error}");
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(read(&path).unwrap(), b"state");
+        assert_eq!(read(&path).unwrap().state, b"state");
         if geteuid().is_root() {
             std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
             assert!(read(&path).unwrap_err().to_string().contains("belongs to uid 65534"));

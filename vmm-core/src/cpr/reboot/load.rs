@@ -1,17 +1,20 @@
-//! The new process's side: the state from its file, the RAM found in place.
+//! The new process's side: the state from its file, the RAM found in place, or taken out of the file.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::file::{self, FileError};
+use super::copy::{Copied, CopyError};
+use super::file::{self, FileError, Saved};
 use super::stamp::{RamStamp, Stamp, StampError};
 use crate::config::MachineConfig;
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::format::{FormatError, StateReader};
-use crate::cpr::ownership::OwnershipError;
+use crate::cpr::ownership::{OwnershipError, PAGE_SIZE};
 use crate::cpr::report::Stopwatch;
-use crate::machine::{Incoming, LoadError, Machine, Overrides, Source};
+use crate::machine::{Ending, Incoming, LoadError, Machine, Overrides, Source};
+use crate::memory::{RamBlock, RamFate};
 
 /// Why a saved guest was not loaded. It is where it was: in its file and its RAM.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,14 @@ pub enum RebootError {
         /// Why.
         source: StampError,
     },
+    /// The RAM in the file.
+    #[error("{path}: {source}")]
+    Copy {
+        /// The file.
+        path: String,
+        /// Why.
+        source: CopyError,
+    },
     /// Somebody else has the guest.
     #[error("{path}: {source}")]
     Ownership {
@@ -58,6 +69,14 @@ pub enum RebootError {
         path: String,
         /// Why.
         source: OwnershipError,
+    },
+    /// This process is to end.
+    #[error("{path}: {source}")]
+    Ending {
+        /// The file.
+        path: String,
+        /// Why.
+        source: Ending,
     },
     /// This process cannot make ready for the guest.
     #[error("{path}: {source}")]
@@ -80,52 +99,89 @@ struct Found {
     reader: StateReader,
     incoming: Incoming,
     stamp: Stamp,
+    copied: Option<Copied>,
 }
 
 fn find(path: &Path, overrides: &Overrides) -> Result<Found, RebootError> {
     let name = || path.display().to_string();
     let format = |source| RebootError::Format { path: name(), source };
-    let bytes = file::read(path)?;
-    let mut reader = StateReader::parse(&bytes).map_err(format)?;
+    let Saved { state, ram } = file::read(path)?;
+    let mut reader = StateReader::parse(&state).map_err(format)?;
     let found = reader.header().mode;
     if found != Mode::CprReboot {
         return Err(RebootError::Mode { path: name(), found });
     }
     let expected: RamStamp = reader.take(0).map_err(format)?;
-    let incoming = Incoming::build(&mut reader, Source::Reopened, overrides)
-        .map_err(|source| RebootError::Load { path: name(), source: Box::new(source) })?;
-    let location = incoming.ram_block().and_then(crate::memory::RamBlock::stamp_location);
+    let stamp_of = |file: &File, offset, granularity| {
+        let stamp = Stamp::open(file, offset, granularity).and_then(|stamp| {
+            stamp.check(&expected)?;
+            Ok(stamp)
+        });
+        stamp.map_err(|source| RebootError::Stamp { path: name(), source })
+    };
+    // Where the RAM is in the file, its stamp is, too, and tells before anything is made whether it may be loaded.
+    let build = |reader: &mut StateReader, fate| {
+        Incoming::build(reader, Source::Reopened(fate), overrides)
+            .map_err(|source| RebootError::Load { path: name(), source: Box::new(source) })
+    };
+    if let Some((file, chunks)) = ram {
+        let copied = Copied::new(reader.take(0).map_err(format)?, file, chunks)
+            .map_err(|source| RebootError::Copy { path: name(), source })?;
+        let stamp = stamp_of(copied.file(), 0, PAGE_SIZE)?;
+        let incoming = build(&mut reader, RamFate::Copied)?;
+        return Ok(Found { reader, incoming, stamp, copied: Some(copied) });
+    }
+    let incoming = build(&mut reader, RamFate::Stays)?;
+    let location = incoming.ram_block().and_then(RamBlock::stamp_location);
     let location = location.ok_or_else(|| RebootError::NoRam { path: name() })?;
-    let stamp = Stamp::open(&location.file, location.offset, location.granularity)
-        .map_err(|source| RebootError::Stamp { path: name(), source })?;
-    stamp.check(&expected).map_err(|source| RebootError::Stamp { path: name(), source })?;
-    Ok(Found { reader, incoming, stamp })
+    let stamp = stamp_of(&location.file, location.offset, location.granularity)?;
+    Ok(Found { reader, incoming, stamp, copied: None })
+}
+
+impl Found {
+    /// Checks the RAM that is in the file.
+    fn verify(&self, path: &Path) -> Result<(), RebootError> {
+        let Some(copied) = &self.copied else { return Ok(()) };
+        let ram = self.incoming.ram_block().map_or(0, RamBlock::size);
+        copied.verify(ram).map_err(|source| RebootError::Copy { path: path.display().to_string(), source })
+    }
 }
 
 /// Loads a guest from its file and enters it.
 pub fn load(path: &Path, overrides: &Overrides) -> Result<Machine, RebootError> {
     let name = || path.display().to_string();
-    let Found { mut reader, incoming, stamp } = find(path, overrides)?;
+    let Found { mut reader, incoming, stamp, copied } = find(path, overrides)?;
     (overrides.admit)(incoming.config()).map_err(|source| RebootError::Admit { path: name(), source })?;
     let mut watch = Stopwatch::start();
+    if let (Some(copied), Some(block)) = (&copied, incoming.ram_block()) {
+        copied.fill(block).map_err(|source| RebootError::Copy { path: name(), source })?;
+        watch.lap("fill RAM");
+    }
     let loaded = incoming
         .load(&mut reader, &mut watch)
         .map_err(|source| RebootError::Load { path: name(), source: Box::new(source) })?;
     reader.finish().map_err(|source| RebootError::Format { path: name(), source })?;
+    overrides.entrance.begin().map_err(|source| RebootError::Ending { path: name(), source })?;
     // The point of no return: this file can be loaded by nobody after this.
     let claim =
         stamp.ownership().claim().map_err(|source| RebootError::Ownership { path: name(), source })?;
+    if let Some(copied) = &copied
+        && let Err(error) = copied.file().sync_data()
+    {
+        // Who finds the file later could find it as if nobody had loaded it.
+        tracing::error!("{}: that it was loaded may not be on disk: {error}; remove the file", name());
+    }
     Ok(loaded.enter(claim, &mut watch))
 }
 
-/// What is in the way of loading a file here. Touches nothing.
+/// What is in the way of loading a file here. Touches nothing but RAM that is made for it, in memory.
 pub fn check(path: &Path, set: &[String]) -> Vec<Blocker> {
     // The serial port's back end is not opened: that could replace a socket or make a file.
     let set = set.iter().cloned().chain(["serial=null".to_owned()]).collect();
     let (events, admit) = (Arc::new(drop), Arc::new(|_: &MachineConfig| Ok(())));
-    let overrides = Overrides { set, paused: true, events, admit };
-    match find(path, &overrides) {
-        Ok(_) => Vec::new(),
+    let overrides = Overrides { set, paused: true, events, admit, trial: true, entrance: Arc::default() };
+    match find(path, &overrides).and_then(|found| found.verify(path)) {
+        Ok(()) => Vec::new(),
         Err(RebootError::Load { source, .. }) if !source.blockers().is_empty() => source.blockers(),
         Err(error) => vec![Blocker::new("state", error.to_string())],
     }

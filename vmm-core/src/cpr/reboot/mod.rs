@@ -3,8 +3,10 @@
 //! 1. The file is there whole or not at all ([`mod@file`]); room for it is reserved before the guest stops.
 //! 2. RAM and file are tied to each other ([`stamp`]): RAM of another guest, or RAM that has run on, is refused.
 //! 3. A file can be loaded once: who loads it claims the guest by the ownership word beside the RAM.
-//! 4. [`save`] and [`load`] are the two sides.
+//! 4. Where RAM would not outlive its process, it goes into the file if that is asked for ([`copy`]).
+//! 5. [`save`] and [`load`] are the two sides.
 
+pub mod copy;
 pub mod file;
 pub mod load;
 pub mod save;

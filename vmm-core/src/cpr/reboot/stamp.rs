@@ -20,9 +20,10 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 use crate::config::Uuid;
 use crate::cpr::format::{Section, SectionKind};
 use crate::cpr::ownership::{Claim, Ownership, OwnershipError, PAGE_SIZE, PageError, SharedPage, State};
+use crate::memory::StampLocation;
 
 /// What a stamp begins with.
-const MAGIC: [u8; 8] = *b"cprstamp";
+pub(super) const MAGIC: [u8; 8] = *b"cprstamp";
 
 /// Version of the stamp's layout.
 const VERSION: u32 = 1;
@@ -110,6 +111,11 @@ pub enum StampError {
         "this RAM's guest was not given up, or was taken back, after the state was saved: its source runs on with it"
     )]
     NotOffered,
+    /// A saved guest waits in it.
+    #[error(
+        "a guest that was saved waits in this RAM for its state file to be loaded: load that, or remove this RAM"
+    )]
+    Waiting,
     /// The state was loaded before.
     #[error("this state was loaded already: the guest has run on from it, and it cannot be loaded again")]
     Loaded,
@@ -209,6 +215,18 @@ impl Stamp {
     /// The ownership word: the source offers and takes back by it, the loader claims.
     pub fn ownership(&self) -> &Ownership {
         &self.ownership
+    }
+}
+
+/// Refuses RAM that waits, with its stamp there, to be loaded by its state file.
+pub fn refuse_waiting(location: &StampLocation) -> Result<(), StampError> {
+    let stamp = match Stamp::open(&location.file, location.offset, location.granularity) {
+        Err(StampError::NoStamp(_)) => return Ok(()),
+        stamp => stamp?,
+    };
+    match stamp.ownership.state()? {
+        State::Offered => Err(StampError::Waiting),
+        State::Source | State::Target => Ok(()),
     }
 }
 

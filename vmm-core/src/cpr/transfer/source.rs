@@ -151,6 +151,7 @@ pub fn hand_over(
         descriptors: descriptors as u32,
         vcpus: machine.vcpu_count(),
         ram_kept: machine.ram_size(),
+        ram_copied: 0,
     })
 }
 

@@ -16,7 +16,7 @@ use crate::cpr::fds::{FdError, FdName, FdTable, MAX_FDS};
 use crate::cpr::format::{FormatError, StateReader};
 use crate::cpr::ownership::{Ownership, OwnershipError};
 use crate::cpr::report::{Report, Stopwatch};
-use crate::machine::{Incoming, LoadError, Machine, Overrides, build_name, readable_versions};
+use crate::machine::{Ending, Incoming, LoadError, Machine, Overrides, build_name, readable_versions};
 use crate::monitor::server::MonitorState;
 
 /// For each message before the guest stops.
@@ -42,6 +42,9 @@ pub enum TargetError {
     /// The source took the guest back, or the word is not one.
     #[error("taking the guest over: {0}")]
     Ownership(#[from] OwnershipError),
+    /// This process is to end.
+    #[error("taking the guest over: {0}")]
+    Ending(#[from] Ending),
     /// This was only asked whether it could.
     #[error("this was a probe: the guest could be taken over")]
     Probe,
@@ -125,8 +128,11 @@ fn converse(
     let mut watch = Stopwatch::start();
     let mut reader = StateReader::parse(&state.state)?;
     watch.lap("target: decode");
+    // A source that has given this process up goes on: nothing of its devices' may be taken over then.
+    ownership.check_offer()?;
     let loaded = incoming.load(&mut reader, &mut watch)?;
     reader.finish()?;
+    overrides.entrance.begin()?;
     // The point of no return: after this swap the source never runs the guest again.
     let claim = ownership.claim()?;
     let was_running = loaded.will_run();
@@ -141,6 +147,7 @@ fn converse(
         descriptors: descriptors as u32,
         vcpus: machine.vcpu_count(),
         ram_kept: machine.ram_size(),
+        ram_copied: 0,
     };
     let running = Running { entered_ns, phases: watch.laps().to_vec() };
     if let Err(error) = message::send(channel, &running, soon()) {

@@ -13,7 +13,7 @@ use super::ChardevState;
 use super::backend::{Backend, Input, Output};
 use crate::config::ChardevConfig;
 use crate::cpr::fds::{FdError, FdName, FdTable};
-use crate::devices::DeviceError;
+use crate::devices::{DeviceError, eventfd};
 
 /// Bytes of output that are queued before the guest is held back.
 pub const QUEUE: usize = 64 << 10;
@@ -65,8 +65,7 @@ impl Chardev {
     }
 
     fn with(id: &str, backend: Backend, stopped: bool) -> Result<Self, DeviceError> {
-        let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-            .map_err(failed(id, || "making an eventfd".into()))?;
+        let kick = eventfd::make(id)?;
         let attached = match &backend {
             Backend::Unix(unix) => unix.client.is_some(),
             Backend::Pty(_) => false,

@@ -72,8 +72,7 @@ impl PciBus {
                 let found = format!("a BAR of {:#x} bytes ({:?})", bar.spec.size, bar.spec.kind);
                 return Err(refused(found, "one that fits the host bridge's windows"));
             };
-            let at = 0x10 + 4 * bar.spec.index;
-            function.write_config(at, &address.to_le_bytes()[..bar.spec.registers()]);
+            function.write_config(bar.spec.at(), &address.to_le_bytes()[..bar.spec.registers()]);
         }
         self.slots[usize::from(slot)] = Some(function);
         Ok(())

@@ -1,6 +1,6 @@
 //! The configuration space of an emulated type 0 function: 256 bytes of which some bits can be written.
 
-use super::bar::{Bar, BarKind, BarSpec};
+use super::bar::{Bar, BarKind, BarSpec, ROM_ENABLE};
 use super::state::PciConfigState;
 
 /// Bytes of it. What lies behind, up to 4 KiB, reads as zero: no extended capabilities.
@@ -8,7 +8,6 @@ pub(super) const SIZE: usize = 256;
 
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
-const BARS: usize = 0x10;
 const CAPABILITIES: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
 const INTERRUPT_PIN: usize = 0x3d;
@@ -76,12 +75,28 @@ impl ConfigSpace {
         config.writable[COMMAND + 1] = COMMAND_INTX_DISABLE;
         config.writable[0x0c] = 0xff;
         config.writable[INTERRUPT_LINE] = 0xff;
-        for bar in bars {
-            let (at, size) = (BARS + 4 * bar.index, bar.registers());
-            config.put(at, &bar.flags().to_le_bytes()[..size]);
-            config.writable[at..at + size].copy_from_slice(&bar.mask().to_le_bytes()[..size]);
+        config.put_bars();
+        config
+    }
+
+    /// The registers of a function whose capabilities are where they are: all bytes but the BARs', and which bits of them the
+    /// guest can write.
+    pub fn of(bytes: [u8; SIZE], writable: [u8; SIZE], bars: &[BarSpec]) -> Self {
+        let (bars, interrupt) = (bars.to_vec(), false);
+        let mut config = Self { bytes, writable, bars, link: CAPABILITIES, free: SIZE, interrupt };
+        config.put_bars();
+        if config.bytes[CAPABILITIES] != 0 {
+            config.bytes[STATUS] |= STATUS_CAPABILITIES;
         }
         config
+    }
+
+    fn put_bars(&mut self) {
+        for bar in self.bars.clone() {
+            let (at, size) = (bar.at(), bar.registers());
+            self.put(at, &bar.flags().to_le_bytes()[..size]);
+            self.writable[at..at + size].copy_from_slice(&bar.writable().to_le_bytes()[..size]);
+        }
     }
 
     /// Adds a capability and gives its offset: `body` is what follows its id and pointer, `writable` the bits of it that
@@ -150,12 +165,14 @@ impl ConfigSpace {
     pub fn bars(&self) -> Vec<Bar> {
         let bar = |spec: &BarSpec| {
             let mut value = [0; 8];
-            self.read(BARS + 4 * spec.index, &mut value[..spec.registers()]);
+            self.read(spec.at(), &mut value[..spec.registers()]);
+            let value = u64::from_le_bytes(value);
             let space = if spec.kind == BarKind::Io { COMMAND_IO } else { COMMAND_MEMORY };
+            let switch = spec.kind != BarKind::Rom || value & ROM_ENABLE != 0;
             Bar {
                 spec: *spec,
-                address: u64::from_le_bytes(value) & spec.mask(),
-                enabled: self.bytes[COMMAND] & space != 0,
+                address: value & spec.mask(),
+                enabled: switch && self.bytes[COMMAND] & space != 0,
             }
         };
         self.bars.iter().map(bar).collect()

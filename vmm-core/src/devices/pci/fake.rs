@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::Uuid;
 use crate::cpr::Mode;
@@ -68,6 +68,11 @@ impl MsiVector for Handle {
         self.0.deliver();
     }
 
+    fn hold(&self, _message: Option<MsiMessage>) {
+        self.0.deliver();
+        self.0.inner.lock().unwrap().0 = None;
+    }
+
     fn pending(&self) -> bool {
         self.0.deliver();
         let signalled = self.0.eventfd.read().is_ok();
@@ -79,8 +84,7 @@ impl MsiVector for Handle {
 }
 
 impl MsiVectors for Vectors {
-    fn vector(&self) -> Result<Arc<dyn MsiVector>, DeviceError> {
-        let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    fn vector_on(&self, eventfd: EventFd) -> Result<Arc<dyn MsiVector>, DeviceError> {
         let vector = Arc::new(Vector { eventfd, inner: Mutex::default() });
         self.0.lock().unwrap().push(Arc::clone(&vector));
         Ok(Arc::new(Handle(vector)))

@@ -30,7 +30,7 @@ mod ranges;
 mod state;
 mod windows;
 
-pub use self::bar::{Bar, BarKind, BarSpec};
+pub use self::bar::{Bar, BarKind, BarSpec, ROM};
 pub use self::bus::{PciBus, SLOTS};
 pub use self::config_space::{ConfigSpace, Identity};
 pub use self::function::PciFunction;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::devices::DeviceError;
+use crate::devices::{DeviceError, eventfd};
 
 /// What a function writes to signal an interrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,12 +26,20 @@ pub trait MsiVector: Send + Sync {
 
     /// Whether a signal waits for the vector to be unmasked.
     fn pending(&self) -> bool;
+
+    /// Keeps signals in the eventfd until the next [`Self::route`], and remembers the message that they will send.
+    fn hold(&self, message: Option<MsiMessage>);
 }
 
 /// Where vectors come from.
 pub trait MsiVectors: Send + Sync {
+    /// Makes a vector that this eventfd raises, masked.
+    fn vector_on(&self, eventfd: EventFd) -> Result<Arc<dyn MsiVector>, DeviceError>;
+
     /// Makes a vector, masked.
-    fn vector(&self) -> Result<Arc<dyn MsiVector>, DeviceError>;
+    fn vector(&self) -> Result<Arc<dyn MsiVector>, DeviceError> {
+        self.vector_on(eventfd::make("pci")?)
+    }
 }
 
 /// Guest addresses whose writes only signal an eventfd.

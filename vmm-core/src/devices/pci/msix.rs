@@ -27,6 +27,8 @@ pub struct Msix {
 struct Inner {
     control: u16,
     table: Vec<MsixEntry>,
+    /// Signals stay where they are.
+    held: bool,
 }
 
 impl Inner {
@@ -42,8 +44,26 @@ impl Msix {
     /// A table of `count` masked vectors, at most 2048.
     pub fn new(count: u16, source: &dyn MsiVectors) -> Result<Self, DeviceError> {
         let vectors = (0..count).map(|_| source.vector()).collect::<Result<_, _>>()?;
-        let table = vec![MsixEntry { address: 0, data: 0, control: MASKED }; count.into()];
-        Ok(Self { vectors, inner: Mutex::new(Inner { control: 0, table }) })
+        Ok(Self::of(vectors))
+    }
+
+    /// A table of these vectors, masked.
+    pub fn of(vectors: Vec<Arc<dyn MsiVector>>) -> Self {
+        let table = vec![MsixEntry { address: 0, data: 0, control: MASKED }; vectors.len()];
+        Self { vectors, inner: Mutex::new(Inner { control: 0, table, held: false }) }
+    }
+
+    /// Keeps signals where they are, whatever the guest's table says, or ends that.
+    pub fn hold(&self, held: bool) {
+        let mut inner = self.lock();
+        inner.held = held;
+        (0..self.vectors.len()).for_each(|vector| self.route(&inner, vector));
+    }
+
+    /// The vectors that the guest lets through.
+    pub fn active(&self) -> Vec<u16> {
+        let inner = self.lock();
+        (0..self.count()).filter(|vector| inner.message((*vector).into()).is_some()).collect()
     }
 
     /// Adds its capability, with the table and the pending bits at these offsets (multiples of 8) of a BAR, and gives the
@@ -128,9 +148,9 @@ impl Msix {
     }
 
     fn route(&self, inner: &Inner, vector: usize) {
-        if let Some(wire) = self.vectors.get(vector) {
-            wire.route(inner.message(vector));
-        }
+        let Some(wire) = self.vectors.get(vector) else { return };
+        let message = inner.message(vector);
+        if inner.held { wire.hold(message) } else { wire.route(message) }
     }
 
     /// Its wire form.
@@ -155,7 +175,7 @@ impl Msix {
             return Err((found, "0 or 1".into()));
         }
         let mut inner = self.lock();
-        *inner = Inner { control: 0, table: state.table };
+        (inner.control, inner.table) = (0, state.table);
         for vector in (0..count).filter(|vector| state.pending[*vector]) {
             self.signal(vector as u16);
         }

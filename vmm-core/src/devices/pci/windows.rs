@@ -27,7 +27,7 @@ impl Windows {
         };
         match bar.spec.kind {
             BarKind::Io => within(&self.io),
-            BarKind::Memory32 | BarKind::Memory64 => within(&self.low) || within(&self.high),
+            BarKind::Memory32 | BarKind::Memory64 | BarKind::Rom => within(&self.low) || within(&self.high),
         }
     }
 
@@ -35,7 +35,7 @@ impl Windows {
     pub(super) fn take(&mut self, spec: &BarSpec) -> Option<u64> {
         match spec.kind {
             BarKind::Io => take(&mut self.io, spec.size),
-            BarKind::Memory32 => take(&mut self.low, spec.size),
+            BarKind::Memory32 | BarKind::Rom => take(&mut self.low, spec.size),
             BarKind::Memory64 if spec.size >= LARGE => {
                 take(&mut self.high, spec.size).or_else(|| take(&mut self.low, spec.size))
             }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 /// The most pieces that one call takes (`UIO_MAXIOV`).
@@ -68,6 +69,11 @@ impl GuestBuffers {
         }
         self.len += len as usize;
         Ok(())
+    }
+
+    /// Adds the buffers of these descriptors, one after the other. After an error some of them are there.
+    pub fn gather(&mut self, descriptors: impl IntoIterator<Item = Descriptor>) -> Result<(), BufferError> {
+        descriptors.into_iter().try_for_each(|descriptor| self.push(descriptor.addr(), descriptor.len()))
     }
 
     /// Empties them for the next request, keeping the room.

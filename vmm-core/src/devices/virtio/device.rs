@@ -31,6 +31,14 @@ pub struct Run {
     pub queues: Vec<ActiveQueue>,
 }
 
+/// Reads of a device's configuration, or of any other bytes; zero where there is nothing.
+pub(super) fn read_from(bytes: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
+    let n = rest.len().min(data.len());
+    data[..n].copy_from_slice(&rest[..n]);
+    data[n..].fill(0);
+}
+
 /// A virtio device, whatever its transport.
 pub trait VirtioDevice: Send + Sync {
     /// The device's id in the machine.
@@ -56,7 +64,7 @@ pub trait VirtioDevice: Send + Sync {
     fn write_config(&self, _offset: u64, _data: &[u8]) {}
 
     /// Takes the queues and works on them, after a look at each. Called by a vCPU that set `DRIVER_OK`, and after a stop.
-    /// Must not block.
+    /// Must not block. After an error it is stopped like one that works, and gives back what it took.
     fn start(&self, run: Run) -> Result<(), DeviceError>;
 
     /// Takes no more requests, waits for those begun, and gives the queues back. When they do not end by the deadline
@@ -98,5 +106,19 @@ pub trait VirtioDevice: Send + Sync {
     /// See [`Device::blockers`](crate::devices::Device::blockers).
     fn blockers(&self, _mode: Mode) -> Vec<Blocker> {
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_beyond_the_configuration_is_zero() {
+        for (offset, expected) in [(0, [1, 2, 3, 0]), (2, [3, 0, 0, 0]), (3, [0; 4]), (u64::MAX, [0; 4])] {
+            let mut data = [0xff; 4];
+            read_from(&[1, 2, 3], offset, &mut data);
+            assert_eq!(data, expected, "from {offset}");
+        }
     }
 }

@@ -29,6 +29,23 @@ pub enum Piece<'a> {
     In(u32),
 }
 
+/// Interrupts of a device with so many queues, that nobody hears.
+pub fn interrupt(queues: u16) -> Arc<Interrupt> {
+    let lines = std::array::from_fn(|_| IntxLine::new(Arc::<Line>::default() as Arc<dyn IrqLine>));
+    let msix = Arc::new(Msix::new(1, &Vectors::default()).unwrap());
+    Interrupt::new(queues.into(), msix, Intx::new(&lines, 1))
+}
+
+/// A queue of this size whose descriptors, available ring and used ring are at these addresses below 4 GiB.
+pub fn queue(index: u16, size: u16, at: [u64; 3], interrupt: &Arc<Interrupt>) -> ActiveQueue {
+    let mut ring = Queue::new(size).unwrap();
+    ring.set_desc_table_address(Some(at[0] as u32), None);
+    ring.set_avail_ring_address(Some(at[1] as u32), None);
+    ring.set_used_ring_address(Some(at[2] as u32), None);
+    ring.set_ready(true);
+    ActiveQueue::new(index, ring, Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()), Arc::clone(interrupt))
+}
+
 /// A driver of a device.
 pub struct Driver {
     pub memory: Arc<GuestMemoryMmap>,
@@ -42,18 +59,10 @@ impl Driver {
     pub fn new(queues: u16) -> Self {
         let ranges = [(GuestAddress(0), usize::from(queues) * STRIDE as usize)];
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
-        let lines = std::array::from_fn(|_| IntxLine::new(Arc::<Line>::default() as Arc<dyn IrqLine>));
-        let msix = Arc::new(Msix::new(1, &Vectors::default()).unwrap());
-        let interrupt = Interrupt::new(queues.into(), msix, Intx::new(&lines, 1));
+        let interrupt = interrupt(queues);
         let queue = |index: u16| {
-            let base = (u64::from(index) * STRIDE) as u32;
-            let mut ring = Queue::new(SIZE).unwrap();
-            ring.set_desc_table_address(Some(base), None);
-            ring.set_avail_ring_address(Some(base + AVAILABLE as u32), None);
-            ring.set_used_ring_address(Some(base + USED as u32), None);
-            ring.set_ready(true);
-            let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-            ActiveQueue::new(index, ring, kick, Arc::clone(&interrupt))
+            let base = u64::from(index) * STRIDE;
+            queue(index, SIZE, [base, base + AVAILABLE, base + USED], &interrupt)
         };
         let queues: Vec<_> = (0..queues).map(queue).collect();
         Self { memory, counts: vec![(0, 0, 0); queues.len()], queues }

@@ -27,6 +27,7 @@ pub mod vhost;
 pub mod vsock;
 mod worker;
 
+use self::device::read_from;
 pub use self::device::{DeviceKind, Run, VirtioDevice};
 pub use self::interrupt::{Interrupt, Rewired};
 pub use self::queue::{ActiveQueue, RingError};

@@ -102,23 +102,13 @@ impl ActiveQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::IrqLine;
-    use crate::devices::pci::fake::{Line, Vectors};
-    use crate::devices::pci::{Intx, IntxLine, Msix};
+    use crate::devices::virtio::driver;
 
     #[test]
     fn chains_that_are_left_in_the_queue_are_new_once() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
         let available = |index: u16| memory.write_obj(index, GuestAddress(0x2002)).unwrap();
-        let mut ring = Queue::new(64).unwrap();
-        ring.set_desc_table_address(Some(0x1000), None);
-        ring.set_avail_ring_address(Some(0x2000), None);
-        ring.set_used_ring_address(Some(0x3000), None);
-        ring.set_ready(true);
-        let lines = std::array::from_fn(|_| IntxLine::new(Arc::<Line>::default() as Arc<dyn IrqLine>));
-        let msix = Arc::new(Msix::new(1, &Vectors::default()).unwrap());
-        let interrupt = Interrupt::new(1, msix, Intx::new(&lines, 1));
-        let mut queue = ActiveQueue::new(0, ring, Arc::new(EventFd::new(0).unwrap()), interrupt);
+        let mut queue = driver::queue(0, 64, [0x1000, 0x2000, 0x3000], &driver::interrupt(1));
         assert!(!queue.listen(&memory).unwrap());
         available(1);
         assert!(queue.listen(&memory).unwrap());

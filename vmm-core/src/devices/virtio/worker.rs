@@ -3,7 +3,7 @@
 //! 1. It lives as long as its device, so that starting and stopping cost no more than a wake-up.
 //! 2. It holds the queues between start and stop; a stop takes effect between two looks at a queue, each of them bounded.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::Run;
 use super::queue::{ActiveQueue, RingError};
-use crate::devices::DeviceError;
+use crate::devices::{DeviceError, eventfd};
 
 /// What a device does with a queue.
 pub trait Handler: Send + 'static {
@@ -87,8 +87,7 @@ pub struct Worker {
 impl Worker {
     /// Starts the thread of the device `id`, with nothing to do.
     pub fn spawn(id: &str, handler: impl Handler) -> Result<Self, DeviceError> {
-        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-            .map_err(DeviceError::io(id, "making an eventfd"))?;
+        let wake = eventfd::make(id)?;
         let shared = Arc::new(Shared { slot: Mutex::default(), changed: Condvar::new(), wake });
         let thread = std::thread::Builder::new().name(id.chars().take(15).collect()).spawn({
             let (shared, id) = (Arc::clone(&shared), id.to_owned());
@@ -190,40 +189,38 @@ fn work(id: &str, shared: &Shared, mut handler: impl Handler) {
             Some(Command::Quit) => return,
             None => {
                 if let Some(run) = &mut run {
-                    serve_all(id, &mut handler, run, |queue| {
-                        // Read in any case, so that it is not heard twice.
-                        queue.kick.read().is_ok() | ready.contains(&queue.index)
-                    });
+                    serve_all(id, &mut handler, run, |queue| ready.contains(&queue.index));
                 }
             }
         }
     }
 }
 
-/// Waits for a command, a notification, or what the handler waits for; says which queues the last leads to.
+/// Waits for a command, a notification, or what the handler waits for; says which queues the last two lead to. Only what
+/// has rung is read: a system call each, in the way of every packet.
 fn wait(shared: &Shared, handler: &impl Handler, run: Option<&Run>) -> nix::Result<Vec<u16>> {
     let works = run.is_some_and(|run| !run.queues.iter().any(|queue| queue.interrupt.is_reset_needed()));
     let waits = if works { handler.waits() } else { Vec::new() };
-    let kicks = run.iter().flat_map(|run| &run.queues).map(|queue| borrow(&queue.kick));
+    let queues = run.map_or(&[][..], |run| &run.queues);
     let hosts = waits.iter().map(|wait| PollFd::new(wait.fd, wait.events));
-    let mut fds: Vec<_> = hosts
-        .chain(
-            std::iter::once(borrow(&shared.wake)).chain(kicks).map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
-        )
-        .collect();
+    let kicks = queues.iter().map(|queue| PollFd::new(eventfd::borrow(&queue.kick), PollFlags::POLLIN));
+    let wake = PollFd::new(eventfd::borrow(&shared.wake), PollFlags::POLLIN);
+    let mut fds: Vec<_> = hosts.chain(kicks).chain([wake]).collect();
     match poll(&mut fds, PollTimeout::NONE) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
         Err(error) => return Err(error),
     }
-    // Nothing to read is fine: it was a queue.
-    let _ = shared.wake.read();
-    let ready = waits.iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(true));
-    Ok(ready.map(|(wait, _)| wait.queue).collect())
-}
-
-fn borrow(eventfd: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the eventfd is open as long as it is borrowed.
-    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
+    let (hosts, rest) = fds.split_at(waits.len());
+    let (kicks, wake) = rest.split_at(queues.len());
+    let rung = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+    let waited = waits.iter().zip(hosts).filter(|(_, fd)| rung(fd)).map(|(wait, _)| wait.queue);
+    // Nothing to read is fine: a reset reads too.
+    let kicked = queues.iter().zip(kicks).filter(|(queue, fd)| rung(fd) && queue.kick.read().is_ok());
+    let ready = waited.chain(kicked.map(|(queue, _)| queue.index)).collect();
+    if wake.iter().any(rung) {
+        let _ = shared.wake.read();
+    }
+    Ok(ready)
 }
 
 /// Looks at the queues that are chosen. A queue that breaks the rules ends the run's work: the driver must reset.

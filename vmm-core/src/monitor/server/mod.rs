@@ -193,8 +193,12 @@ impl MonitorServer {
         }
     }
 
-    /// Serves one client: reads what is there (if `readable`), answers what is complete.
+    /// Serves one client: reads what is there (if `readable`), answers what is complete, unless a guest is just being taken in.
     fn serve(&mut self, fd: RawFd, readable: bool) {
+        // What it sends, and that it hangs up, waits where it is.
+        if self.control.is_taking_in() {
+            return;
+        }
         if let Some(client) = self.clients.get_mut(&fd)
             && readable
         {

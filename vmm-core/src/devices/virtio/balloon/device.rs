@@ -13,7 +13,7 @@ use super::state::BalloonState;
 use crate::cpr::format::{StateReader, StateWriter};
 use crate::devices::DeviceError;
 use crate::devices::virtio::{
-    ActiveQueue, DeviceKind, Handler, Interrupt, RingError, Run, VirtioDevice, Worker,
+    ActiveQueue, DeviceKind, Handler, Interrupt, RingError, Run, VirtioDevice, Worker, read_from,
 };
 
 /// virtio's id of balloons, and PCI's class of what has no other.
@@ -128,9 +128,7 @@ impl VirtioDevice for Balloon {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let words = [&self.shared.target, &self.shared.actual];
         let config = words.map(|word| word.load(Ordering::SeqCst).to_le_bytes()).concat();
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        read_from(&config, offset, data);
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {

@@ -5,15 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::devices::IrqLine;
-use crate::devices::pci::fake::{Line, Vectors, saved};
-use crate::devices::pci::{Intx, IntxLine, Msix};
-use crate::devices::virtio::{ActiveQueue, Interrupt, Run, VirtioDevice};
+use crate::devices::pci::fake::saved;
+use crate::devices::virtio::{Run, VirtioDevice, driver};
 
 /// Two pieces of RAM, the second from 2 MiB, where the file goes on.
 fn ram() -> (Arc<GuestMemoryMmap>, File) {
@@ -33,16 +29,7 @@ fn answer(balloon: &Balloon, memory: &Arc<GuestMemoryMmap>, queue: u16, (at, len
     memory.write_obj(0_u16, GuestAddress(0x2004)).unwrap();
     memory.write_obj(1_u16, GuestAddress(0x2002)).unwrap();
     memory.write_obj(0_u16, GuestAddress(0x3002)).unwrap();
-    let mut ring = Queue::new(128).unwrap();
-    ring.set_desc_table_address(Some(0x1000), None);
-    ring.set_avail_ring_address(Some(0x2000), None);
-    ring.set_used_ring_address(Some(0x3000), None);
-    ring.set_ready(true);
-    let lines = std::array::from_fn(|_| IntxLine::new(Arc::<Line>::default() as Arc<dyn IrqLine>));
-    let msix = Arc::new(Msix::new(1, &Vectors::default()).unwrap());
-    let interrupt = Interrupt::new(3, msix, Intx::new(&lines, 1));
-    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let queues = vec![ActiveQueue::new(queue, ring, kick, interrupt)];
+    let queues = vec![driver::queue(queue, 128, [0x1000, 0x2000, 0x3000], &driver::interrupt(3))];
     balloon.start(Run { memory: Arc::clone(memory), features: 0, queues }).unwrap();
     balloon.stop(Instant::now() + Duration::from_secs(5)).unwrap();
     memory.read_obj(GuestAddress(0x3002)).unwrap()

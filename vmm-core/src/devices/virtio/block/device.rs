@@ -16,10 +16,11 @@ use super::queue::{QueueThread, Work};
 use super::request::Limits;
 use super::state::BlockState;
 use crate::cpr::Mode;
+use crate::cpr::blockers::Blocker;
 use crate::cpr::fds::{FdName, FdTable};
 use crate::cpr::format::{StateReader, StateWriter};
 use crate::devices::DeviceError;
-use crate::devices::virtio::{ActiveQueue, DeviceKind, Run, VirtioDevice};
+use crate::devices::virtio::{ActiveQueue, DeviceKind, Run, VirtioDevice, read_from};
 
 /// virtio's id of block devices, and PCI's class of mass storage that is none of the others.
 const KIND: DeviceKind = DeviceKind { id: 2, class: 0x01_8000 };
@@ -152,9 +153,7 @@ impl VirtioDevice for Block {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = self.config();
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        read_from(&config, offset, data);
     }
 
     fn start(&self, run: Run) -> Result<(), DeviceError> {
@@ -233,6 +232,12 @@ impl VirtioDevice for Block {
             self.image.register(image_name(&self.id), fds)?;
         }
         Ok(())
+    }
+
+    /// After a reboot the image is opened by its path.
+    fn blockers(&self, mode: Mode) -> Vec<Blocker> {
+        let lost = if mode == Mode::CprReboot { self.image.lost() } else { None };
+        lost.map(|why| Blocker::new(&self.id, why)).into_iter().collect()
     }
 }
 

@@ -184,13 +184,24 @@ struct Stalled {
 }
 
 struct Stall {
+    taken: AtomicBool,
     over: AtomicBool,
     event: EventFd,
 }
 
 impl Stall {
     fn new() -> Arc<Self> {
-        Arc::new(Self { over: AtomicBool::new(false), event: EventFd::new(EFD_NONBLOCK).unwrap() })
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        Arc::new(Self { taken: AtomicBool::new(false), over: AtomicBool::new(false), event })
+    }
+
+    /// Waits until it has a request.
+    fn wait(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.taken.load(Ordering::SeqCst) {
+            assert!(Instant::now() < deadline, "the disk was given no request");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn end(&self) {
@@ -202,6 +213,7 @@ impl Stall {
 impl Engine for Stalled {
     fn submit(&mut self, token: u64, _operation: Operation) {
         self.held.push((token, Instant::now()));
+        self.disk.taken.store(true, Ordering::SeqCst);
     }
 
     fn kick(&mut self) {}
@@ -211,6 +223,10 @@ impl Engine for Stalled {
         if self.disk.over.load(Ordering::SeqCst) {
             done.extend(self.held.drain(..).map(|(token, _)| Completion { token, result: Ok(()) }));
         }
+    }
+
+    fn has_done(&mut self) -> bool {
+        self.disk.over.load(Ordering::SeqCst) && !self.held.is_empty()
     }
 
     fn event(&self) -> &EventFd {
@@ -302,6 +318,7 @@ fn a_stop_with_a_request_under_way_is_refused_and_nothing_of_the_disk_stands_sti
     let (mut driver, disk) = half_stalled(&config);
     driver.offer(0, OUT, 0, Data::Write(&[1; 512]));
     driver.kick(0);
+    disk.wait();
     assert_eq!(driver.write(1, 8, &[2; 512]), 0);
     let refused = driver.device.stop(Instant::now() + Duration::from_millis(50)).err().unwrap();
     let message = refused.to_string();
@@ -322,14 +339,11 @@ fn a_disk_that_answers_before_the_deadline_stops_with_its_answers_given() {
     let (mut driver, disk) = half_stalled(&config);
     driver.offer(0, OUT, 0, Data::Write(&[1; 512]));
     driver.kick(0);
+    disk.wait();
     let ending = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(100));
         disk.end();
     });
-    // The request is under way once its queue is not to be stopped.
-    while driver.device.stop(Instant::now()).map(|queues| driver.queues = queues).is_ok() {
-        driver.start();
-    }
     driver.stop();
     assert_eq!(driver.answered(0), 1);
     ending.join().unwrap();
@@ -424,6 +438,18 @@ fn an_image_is_never_free_while_its_disk_moves_and_stays_with_the_source_after_a
     assert_eq!(target.read(0, 0, 512), (0, vec![7; 512]));
     drop(target);
     assert!(!is_locked(&config));
+}
+
+#[test]
+fn an_image_that_was_deleted_stands_in_the_way_of_a_reboot_and_of_nothing_else() {
+    let (_directory, config) = image();
+    let device = open(&config);
+    assert!(device.blockers(Mode::CprReboot).is_empty());
+    std::fs::remove_file(&config.path).unwrap();
+    assert!(device.blockers(Mode::CprTransfer).is_empty() && device.blockers(Mode::CprExec).is_empty());
+    let blockers = device.blockers(Mode::CprReboot);
+    assert_eq!((blockers.len(), &*blockers[0].part), (1, "disk0"));
+    assert!(blockers[0].reason.contains("disk.img is no longer where it was"), "{}", blockers[0]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -106,7 +106,7 @@ impl Image {
         // Without waiting: the path may be a FIFO's.
         let mut flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         let is_device = match fs::metadata(path) {
-            Ok(stat) => std::os::unix::fs::FileTypeExt::is_block_device(&stat.file_type()),
+            Ok(stat) => stat.file_type().is_block_device(),
             Err(e) => return Err(opening(e)),
         };
         if config.direct {
@@ -211,19 +211,28 @@ impl Image {
     ///
     /// Where that takes longer than `within` it is an error, and goes on all the same: the next time there is less of it.
     pub fn settle(&self, within: Duration) -> Result<ImageIdentity, ImageError> {
+        self.settle_by(within, File::sync_all)
+    }
+
+    /// The same, by another way to sync.
+    fn settle_by(
+        &self,
+        within: Duration,
+        sync: impl FnOnce(&File) -> io::Result<()> + Send + 'static,
+    ) -> Result<ImageIdentity, ImageError> {
         let (done, synced) = mpsc::channel();
         let file = Arc::clone(&self.backing.file);
         let syncing = |source| ImageError::io(&self.path, "syncing it")(source);
         // A system call that nothing interrupts: only another thread can give up waiting for it.
         let thread = thread::Builder::new().name("sync".into());
-        let sync = move || {
-            let result = file.sync_all();
+        let task = move || {
+            let result = sync(&file);
             // Before it is said: whoever hears it may count on the lock going with the image.
             drop(file);
             // Nobody listens any more if it was late.
             let _ = done.send(result);
         };
-        thread.spawn(sync).map_err(syncing)?;
+        thread.spawn(task).map_err(syncing)?;
         let late = |_| {
             let what = format!("the host's disk has not done it within {} ms", within.as_millis());
             Err(io::Error::new(io::ErrorKind::TimedOut, what))
@@ -246,6 +255,21 @@ impl Image {
     /// Refuses another image than the one that was saved, whatever was written to it. For one that was adopted.
     pub fn recognize(&self, saved: &ImageIdentity) -> Result<(), ImageError> {
         self.refuse(saved.replacements(&self.identity()?))
+    }
+
+    /// Why its path does not lead to it any more; `None` if it does.
+    pub fn lost(&self) -> Option<String> {
+        let name = |stat: &fs::Metadata| match self.backing.kind {
+            ImageKind::File => (stat.is_file(), stat.dev(), stat.ino()),
+            ImageKind::BlockDevice => (stat.file_type().is_block_device(), stat.rdev(), 0),
+        };
+        let found = match (fs::metadata(&self.path), self.backing.file.metadata()) {
+            (Ok(there), Ok(here)) if name(&there) == name(&here) => return None,
+            (Ok(_), Ok(_)) => "another one is there".to_owned(),
+            (Err(error), _) | (_, Err(error)) => error.to_string(),
+        };
+        let way_out = "put it back (a hard link will do): the guest is loaded from its path";
+        Some(format!("image {} is no longer where it was: {found}; {way_out}", self.path.display()))
     }
 
     fn refuse(&self, differences: Vec<String>) -> Result<(), ImageError> {

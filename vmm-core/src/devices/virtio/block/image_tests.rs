@@ -222,6 +222,46 @@ fn an_image_that_was_left_alone_is_the_same_after_closing_and_opening() {
 }
 
 #[test]
+fn a_sync_that_is_late_is_an_error_that_names_the_image_and_ends_by_itself() {
+    let (_dir, path) = image();
+    let source = Image::open(&config(&path)).unwrap();
+    let (end, ended) = mpsc::channel::<()>();
+    let slow = move |_: &File| ended.recv().map_err(io::Error::other);
+    let since = std::time::Instant::now();
+    let message = source.settle_by(Duration::from_millis(20), slow).unwrap_err().to_string();
+    assert!(since.elapsed() < SETTLE);
+    let named = format!("image {}: syncing it: the host's disk has not done it within 20 ms", path.display());
+    assert_eq!(message, named);
+    // The guest goes on, and so does the sync; the next one does not wait for it.
+    (&*source.backing().file).write_all(b"the guest's next write").unwrap();
+    source.settle(SETTLE).unwrap();
+    end.send(()).unwrap();
+    drop(source);
+    // Nor does it keep the image for ever.
+    let deadline = std::time::Instant::now() + SETTLE;
+    while Image::open(&config(&path)).is_err() {
+        assert!(std::time::Instant::now() < deadline, "the image stays locked");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn an_image_whose_path_leads_elsewhere_or_nowhere_is_lost_until_it_is_back() {
+    let (dir, path) = image();
+    let source = Image::open(&config(&path)).unwrap();
+    assert_eq!(source.lost(), None);
+    let moved = dir.path().join("moved.img");
+    fs::rename(&path, &moved).unwrap();
+    assert!(source.lost().unwrap().contains("No such file"));
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let why = source.lost().unwrap();
+    assert!(why.contains("another one is there") && why.contains(&path.display().to_string()), "{why}");
+    fs::remove_file(&path).unwrap();
+    fs::hard_link(&moved, &path).unwrap();
+    assert_eq!(source.lost(), None);
+}
+
+#[test]
 fn an_image_that_was_changed_resized_or_replaced_is_refused_by_what_differs() {
     let change = |change: &dyn Fn(&Path)| {
         let (_dir, path) = image();

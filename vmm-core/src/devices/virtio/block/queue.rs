@@ -5,7 +5,6 @@
 //! 2. A stop has two steps, so that a disk with several queues stops whole or not at all: all drain, then all give back.
 //! 3. A driver that breaks the rules gets no answer any more until it resets; what was begun ends all the same.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -18,8 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::device::QUEUE_SIZE;
 use super::engine::{Completion, Engine, Undrained};
 use super::request::{Action, Limits, Reply, Request, Status};
-use crate::devices::DeviceError;
 use crate::devices::virtio::{ActiveQueue, RingError};
+use crate::devices::{DeviceError, eventfd};
 
 /// A queue, and what its requests are held against.
 pub(super) struct Work {
@@ -76,9 +75,7 @@ pub(super) struct QueueThread {
 impl QueueThread {
     /// Starts it, with nothing to do.
     pub(super) fn spawn(id: &str, engine: Box<dyn Engine>) -> Result<Self, DeviceError> {
-        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-            .map_err(DeviceError::io(id, "making an eventfd"))?;
-        let wake = Arc::new(wake);
+        let wake = Arc::new(eventfd::make(id)?);
         let (commands, received) = channel();
         let served =
             Served { id: id.to_owned(), engine, work: None, draining: false, replies: Replies::default() };
@@ -169,10 +166,13 @@ struct Served {
 impl Served {
     fn run(mut self, commands: &Receiver<Command>, wake: &EventFd) {
         loop {
-            if let Err(error) = self.wait(wake) {
-                tracing::error!("{}: waiting for its queue: {error}", self.id);
-                return;
-            }
+            let rung = match self.wait(wake) {
+                Ok(rung) => rung,
+                Err(error) => {
+                    tracing::error!("{}: waiting for its queue: {error}", self.id);
+                    return;
+                }
+            };
             loop {
                 match commands.try_recv() {
                     Ok(command) => self.obey(command),
@@ -181,7 +181,7 @@ impl Served {
                     Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
                 }
             }
-            self.serve();
+            self.serve(rung);
         }
     }
 
@@ -203,34 +203,41 @@ impl Served {
         }
     }
 
-    /// Waits for a command, a notification, or something that is done.
-    fn wait(&mut self, wake: &EventFd) -> nix::Result<()> {
-        let mut fds = vec![PollFd::new(borrow(wake), PollFlags::POLLIN)];
-        if let Some(work) = &self.work
-            && !self.draining
-        {
-            fds.push(PollFd::new(borrow(&work.queue.kick), PollFlags::POLLIN));
-        }
-        if self.engine.in_flight() > 0 {
-            fds.push(PollFd::new(borrow(self.engine.event()), PollFlags::POLLIN));
-        }
+    /// Waits for a command, a notification, or something that is done; says whether it is the last. Only what has rung is
+    /// read: a system call each, in the way of every request.
+    fn wait(&mut self, wake: &EventFd) -> nix::Result<bool> {
+        let kick = self.work.as_ref().filter(|_| !self.draining).map(|work| Arc::clone(&work.queue.kick));
+        let event = (self.engine.in_flight() > 0).then(|| self.engine.event());
+        let heard = [Some(wake), kick.as_deref(), event];
+        let mut fds: Vec<_> = heard
+            .iter()
+            .flatten()
+            .map(|eventfd| PollFd::new(eventfd::borrow(eventfd), PollFlags::POLLIN))
+            .collect();
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error),
         }
-        // Nothing to read is fine: it was another.
-        let _ = wake.read();
-        if let Some(work) = &self.work {
-            let _ = work.queue.kick.read();
+        let mut rung = fds.iter().map(|fd| fd.any().unwrap_or(true));
+        let [wake_rung, kick_rung, event_rung] =
+            heard.map(|eventfd| eventfd.is_some() && rung.next().unwrap_or(true));
+        // Nothing to read is fine: another thread rings, and a reset reads.
+        if wake_rung {
+            let _ = wake.read();
         }
-        Ok(())
+        if let Some(kick) = kick.filter(|_| kick_rung) {
+            let _ = kick.read();
+        }
+        Ok(event_rung)
     }
 
-    /// Answers what is done and begins what is new, until there is neither.
-    fn serve(&mut self) {
+    /// Answers what is done and begins what is new, until there is neither. `rung`: the engine's event has.
+    fn serve(&mut self, mut rung: bool) {
         loop {
             let mut done = Vec::new();
-            self.engine.reap(&mut done);
+            if std::mem::take(&mut rung) || self.engine.has_done() {
+                self.engine.reap(&mut done);
+            }
             let answered = !done.is_empty();
             self.settle(done);
             let begun = self.begin().unwrap_or_else(|error| self.give_up(&error));
@@ -293,9 +300,4 @@ impl Served {
         }
         false
     }
-}
-
-fn borrow(eventfd: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the eventfd is open as long as it is borrowed.
-    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
 }

@@ -13,7 +13,7 @@ use crate::cpr::Mode;
 use crate::cpr::fds::FdTable;
 use crate::cpr::format::{StateReader, StateWriter};
 use crate::devices::chardev::{Chardev, ChardevState};
-use crate::devices::virtio::{ActiveQueue, DeviceKind, Run, VirtioDevice, Worker};
+use crate::devices::virtio::{ActiveQueue, DeviceKind, Run, VirtioDevice, Worker, read_from};
 use crate::devices::{DeviceError, Subscriber};
 
 /// virtio's id of consoles, and PCI's class of communication controllers.
@@ -106,9 +106,7 @@ impl VirtioDevice for Console {
         let mut config = [0; 8];
         let ports = (self.sizes.len() as u32 - 2) / 2;
         config[4..].copy_from_slice(&ports.to_le_bytes());
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        read_from(&config, offset, data);
     }
 
     fn start(&self, run: Run) -> Result<(), DeviceError> {

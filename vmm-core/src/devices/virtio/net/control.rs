@@ -29,10 +29,8 @@ impl Handler for Control {
             let head = chain.head_index();
             let gather = |writable: bool| {
                 let mut buffers = GuestBuffers::new(Arc::new(memory.clone()));
-                for descriptor in chain.clone().filter(|descriptor| descriptor.is_write_only() == writable) {
-                    let pushed = buffers.push(descriptor.addr(), descriptor.len());
-                    pushed.map_err(|error| queue.broken(error))?;
-                }
+                let wanted = chain.clone().filter(|descriptor| descriptor.is_write_only() == writable);
+                buffers.gather(wanted).map_err(|error| queue.broken(error))?;
                 Ok(buffers)
             };
             let (command, answer) = (gather(false)?, gather(true)?);

@@ -25,7 +25,8 @@ use crate::cpr::blockers::Blocker;
 use crate::cpr::fds::FdTable;
 use crate::cpr::format::{StateReader, StateWriter};
 use crate::devices::DeviceError;
-use crate::devices::virtio::{ActiveQueue, DeviceKind, Run, VirtioDevice, Worker};
+use crate::devices::virtio::vhost::{Node, Vhost};
+use crate::devices::virtio::{ActiveQueue, DeviceKind, Run, VirtioDevice, Worker, read_from};
 
 /// virtio's id of network devices, and PCI's class of Ethernet controllers.
 const KIND: DeviceKind = DeviceKind { id: 1, class: 0x02_0000 };
@@ -127,6 +128,17 @@ impl Net {
     }
 
     fn on(id: &str, config: &NetConfig, tap: Tap, reopened: bool) -> Result<Self, DeviceError> {
+        Self::with(id, config, tap, reopened, || Vhost::open(id, Node::Net))
+    }
+
+    /// With a vhost device of the caller's for each pair, if they are to have one.
+    pub(crate) fn with(
+        id: &str,
+        config: &NetConfig,
+        tap: Tap,
+        reopened: bool,
+        vhost: impl Fn() -> Result<Vhost, DeviceError>,
+    ) -> Result<Self, DeviceError> {
         let Some(mac) = config.mac else {
             let expected = "one in every guest that was booted".into();
             return Err(DeviceError::impossible(id)(("no address".into(), expected)));
@@ -139,7 +151,7 @@ impl Net {
             pairs: AtomicU16::new(1),
             announce: AtomicBool::new(false),
         });
-        let pair = |number| Mover::new(&shared, number, config.vhost);
+        let pair = |number| Mover::new(&shared, number, config.vhost.then(&vhost).transpose()?);
         let pairs = (0..config.pairs()).map(pair).collect::<Result<Vec<_>, _>>()?;
         let mut sizes = vec![QUEUE_SIZE; 2 * pairs.len()];
         sizes.push(CONTROL_SIZE);
@@ -208,9 +220,7 @@ impl VirtioDevice for Net {
         config[..6].copy_from_slice(&self.shared.mac.0);
         config[6..8].copy_from_slice(&((VIRTIO_NET_S_LINK_UP | announce) as u16).to_le_bytes());
         config[8..].copy_from_slice(&(self.pairs.len() as u16).to_le_bytes());
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        read_from(&config, offset, data);
     }
 
     fn start(&self, run: Run) -> Result<(), DeviceError> {
@@ -287,14 +297,26 @@ impl VirtioDevice for Net {
     }
 
     fn blockers(&self, mode: Mode) -> Vec<Blocker> {
-        if mode != Mode::CprReboot || !self.given {
-            return Vec::new();
+        let Shared { id, tap, .. } = &*self.shared;
+        let name = tap.name();
+        match mode {
+            Mode::CprReboot if self.given => {
+                let reason = format!(
+                    "its tap {name} was given as a descriptor, which cannot be opened again after a reboot; boot the \
+                     guest with tap={name}"
+                );
+                vec![Blocker::new(id, reason)]
+            }
+            Mode::CprReboot => Vec::new(),
+            // It goes along as it is, which is not what anybody wants of a dead one.
+            Mode::CprTransfer | Mode::CprExec if tap.is_gone() => {
+                let reason = format!("{name} was deleted; a reboot opens another one of that name");
+                vec![Blocker::new(format!("{id}.tap"), reason)]
+            }
+            // One pair's vhost device is as good as the next's.
+            Mode::CprTransfer | Mode::CprExec => {
+                self.pairs.first().map_or_else(Vec::new, |pair| pair.blockers(mode))
+            }
         }
-        let reason = format!(
-            "its tap {} was given as a descriptor, which cannot be opened again after a reboot; boot the guest with \
-             tap={0}",
-            self.shared.tap.name()
-        );
-        vec![Blocker::new(self.id(), reason)]
     }
 }

@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use super::device::Shared;
 use super::pair::Pair;
+use crate::cpr::Mode;
+use crate::cpr::blockers::Blocker;
 use crate::devices::DeviceError;
-use crate::devices::virtio::vhost::{Backend, Node, Vhost};
+use crate::devices::virtio::vhost::{Backend, Vhost};
 use crate::devices::virtio::{ActiveQueue, Run, Worker};
 
 /// Who moves the packets of a pair.
@@ -20,9 +22,9 @@ pub(super) enum Mover {
 
 impl Mover {
     /// One for the `number`th pair, with nothing to move.
-    pub(super) fn new(shared: &Arc<Shared>, number: u16, vhost: bool) -> Result<Self, DeviceError> {
-        if vhost {
-            return Ok(Self::Kernel(Vhost::open(&shared.id, Node::Net)?));
+    pub(super) fn new(shared: &Arc<Shared>, number: u16, vhost: Option<Vhost>) -> Result<Self, DeviceError> {
+        if let Some(vhost) = vhost {
+            return Ok(Self::Kernel(vhost));
         }
         Ok(Self::Thread(Worker::spawn(&shared.id, Pair::new(Arc::clone(shared), number))?))
     }
@@ -32,6 +34,14 @@ impl Mover {
         match self {
             Self::Thread(_) => u64::MAX,
             Self::Kernel(vhost) => vhost.features(),
+        }
+    }
+
+    /// See [`Device::blockers`](crate::devices::Device::blockers).
+    pub(super) fn blockers(&self, mode: Mode) -> Vec<Blocker> {
+        match self {
+            Self::Thread(_) => Vec::new(),
+            Self::Kernel(vhost) => vhost.blockers(mode),
         }
     }
 

@@ -90,10 +90,7 @@ impl Receiver {
             && let Some(chain) = queue.pop(memory)?
         {
             let (head, before) = (chain.head_index(), self.buffers.len());
-            for descriptor in chain.writable() {
-                let pushed = self.buffers.push(descriptor.addr(), descriptor.len());
-                pushed.map_err(|error| queue.broken(error))?;
-            }
+            self.buffers.gather(chain.writable()).map_err(|error| queue.broken(error))?;
             let length = self.buffers.len() - before;
             if length < HEADER {
                 return Err(queue.broken(format!("a buffer of {length} bytes for a packet")));

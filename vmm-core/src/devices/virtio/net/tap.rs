@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use libc::{
@@ -19,6 +19,7 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 use super::announce::{FRAME, rarp};
 use super::mac::Mac;
 use crate::cpr::fds::{FdError, FdName, FdTable};
+use crate::devices::given;
 use crate::devices::virtio::buffers::GuestBuffers;
 
 /// Bytes of the header before each packet (virtio 1.2, section 5.1.6: with `num_buffers`).
@@ -119,6 +120,8 @@ pub fn offloads(features: u64) -> u32 {
 pub struct Tap {
     name: String,
     queues: Vec<TapQueue>,
+    /// Sockets stand for its queues, in a test: there is no interface to set up.
+    double: bool,
 }
 
 impl Tap {
@@ -152,18 +155,14 @@ impl Tap {
     pub fn from_given(numbers: &[RawFd]) -> Result<Self, TapError> {
         let mut fds = Vec::with_capacity(numbers.len());
         for number in numbers {
-            let copied = nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(3);
-            // SAFETY: the borrow ends with the call, which answers EBADF if the number is no open descriptor.
-            let copy = fcntl(unsafe { BorrowedFd::borrow_raw(*number) }, copied)
-                .map_err(TapError::io(&format!("descriptor {number}"), "taking it"))?;
-            // SAFETY: the kernel has just made it.
-            fds.push(unsafe { OwnedFd::from_raw_fd(copy) });
+            let copy = given::duplicate(*number);
+            fds.push(copy.map_err(TapError::io(&format!("descriptor {number}"), "taking it"))?);
         }
         let tap = Self::of(fds)?;
         tap.prepare()?;
         for number in numbers {
             // SAFETY: it was seen to be a tap that was given to this process; nothing else in it has it.
-            drop(unsafe { OwnedFd::from_raw_fd(*number) });
+            unsafe { given::close(*number) };
         }
         Ok(tap)
     }
@@ -225,7 +224,18 @@ impl Tap {
         for fd in &fds {
             set_non_blocking(fd.as_fd()).map_err(TapError::io(&name, "making it non-blocking"))?;
         }
-        Ok(Self { name, queues: fds.into_iter().map(|fd| TapQueue { file: fd.into() }).collect() })
+        Ok(Self {
+            name,
+            queues: fds.into_iter().map(|fd| TapQueue { file: fd.into() }).collect(),
+            double: false,
+        })
+    }
+
+    /// A tap that is none: sockets whose messages keep their bounds, one for each queue, that do not wait.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn double(sockets: Vec<OwnedFd>) -> Self {
+        let queues = sockets.into_iter().map(|fd| TapQueue { file: fd.into() }).collect();
+        Self { name: "double".into(), queues, double: true }
     }
 
     fn check_header(&self) -> Result<(), TapError> {
@@ -255,7 +265,7 @@ impl Tap {
 
     /// Sets what packets to the guest may leave to it ([`offloads`]).
     pub fn set_offloads(&self, offloads: u32) -> Result<(), TapError> {
-        let Some(queue) = self.queues.first() else { return Ok(()) };
+        let Some(queue) = self.queues.first().filter(|_| !self.double) else { return Ok(()) };
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         check(unsafe { ioctl_with_val(&queue.file, libc::TUNSETOFFLOAD, offloads.into()) })
             .map_err(TapError::io(&self.name, "setting its offloads"))
@@ -271,7 +281,7 @@ impl Tap {
 
     /// Lets the kernel spread packets over the first `count` queues only, as the driver asked.
     pub fn enable_queues(&self, count: u16) -> Result<(), TapError> {
-        for (i, queue) in self.queues.iter().enumerate() {
+        for (i, queue) in self.queues.iter().enumerate().filter(|_| !self.double) {
             let enable = i < usize::from(count);
             let found = interface(queue.as_fd()).map_err(TapError::io(&self.name, "looking at a queue"))?;
             let enabled = i32::from(found.flags) & IFF_DETACH_QUEUE == 0;
@@ -284,6 +294,14 @@ impl Tap {
             }
         }
         Ok(())
+    }
+
+    /// Whether the interface was deleted.
+    pub fn is_gone(&self) -> bool {
+        let gone = |queue: &TapQueue| {
+            interface(queue.as_fd()).is_err_and(|error| error.raw_os_error() == Some(libc::EBADFD))
+        };
+        !self.double && self.queues.iter().any(gone)
     }
 
     /// Tells the network where the guest is: a RARP frame, as if the guest had sent it.

@@ -1,11 +1,10 @@
 //! The device with queues in its hands and a tap of a network namespace behind it.
 
 use std::net::UdpSocket;
-use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 
-use super::tap::tests::{GUEST, in_a_namespace, is_udp, network, up};
+use super::tap::tests::{GUEST, in_a_namespace, ip, is_udp, network, once_free, up};
 use super::*;
 use crate::cpr::Mode;
 use crate::cpr::fds::FdTable;
@@ -170,14 +169,7 @@ fn a_tap_that_was_opened_again_has_its_guest_announce_itself_until_it_has() {
         assert_eq!(status(&before), 1);
         let mut out = state(&before);
         drop(before);
-        // Another test may just be starting a program, which has all descriptors for a moment.
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let after = loop {
-            match Net::open("net0", &config(1), true) {
-                Ok(net) => break net,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
-            }
-        };
+        let after = once_free(|| Net::open("net0", &config(1), true));
         after.load(SLOT, &mut out).unwrap();
         after.resume();
         assert_eq!(status(&after), 3);
@@ -232,6 +224,26 @@ fn another_address_or_more_pairs_than_there_are_is_refused() {
         let other = Net::open("net0", &other, false).unwrap();
         let message = other.load(SLOT, &mut state(&net)).unwrap_err().to_string();
         assert!(message.contains("address 52:54"), "{message}");
+    });
+}
+
+#[test]
+fn a_tap_that_was_deleted_blocks_what_would_take_it_along() {
+    in_a_namespace(|| {
+        network("");
+        let net = open(1);
+        for mode in Mode::ALL {
+            assert!(net.blockers(mode).is_empty());
+        }
+        ip("link del t0");
+        assert!(net.blockers(Mode::CprReboot).is_empty());
+        for mode in [Mode::CprTransfer, Mode::CprExec] {
+            let blockers = net.blockers(mode);
+            assert_eq!(
+                blockers[0].to_string(),
+                "net0.tap: t0 was deleted; a reboot opens another one of that name"
+            );
+        }
     });
 }
 

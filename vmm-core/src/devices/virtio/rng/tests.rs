@@ -3,15 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::devices::IrqLine;
-use crate::devices::pci::fake::{Line, Vectors};
-use crate::devices::pci::{Intx, IntxLine, Msix};
-use crate::devices::virtio::{ActiveQueue, Interrupt, Run, VirtioDevice};
+use crate::devices::virtio::{Run, VirtioDevice, driver};
 
 /// Puts one chain of these buffers (address, bytes, writable) in a queue, lets the device answer, and gives the bytes that
 /// it says it has written, or whether it needs a reset.
@@ -25,16 +20,8 @@ fn answer(memory: &Arc<GuestMemoryMmap>, buffers: &[(u64, u32, bool)]) -> Result
         memory.write_obj(at as u16 + 1, GuestAddress(descriptor.0 + 14)).unwrap();
     }
     memory.write_obj(1_u16, GuestAddress(0x2002)).unwrap();
-    let mut ring = Queue::new(64).unwrap();
-    ring.set_desc_table_address(Some(0x1000), None);
-    ring.set_avail_ring_address(Some(0x2000), None);
-    ring.set_used_ring_address(Some(0x3000), None);
-    ring.set_ready(true);
-    let lines = std::array::from_fn(|_| IntxLine::new(Arc::<Line>::default() as Arc<dyn IrqLine>));
-    let msix = Arc::new(Msix::new(1, &Vectors::default()).unwrap());
-    let interrupt = Interrupt::new(1, msix, Intx::new(&lines, 1));
-    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let queue = ActiveQueue::new(0, ring, kick, Arc::clone(&interrupt));
+    let interrupt = driver::interrupt(1);
+    let queue = driver::queue(0, 64, [0x1000, 0x2000, 0x3000], &interrupt);
     let device = Rng::new("rng0").unwrap();
     device.start(Run { memory: Arc::clone(memory), features: 0, queues: vec![queue] }).unwrap();
     device.stop(Instant::now() + Duration::from_secs(5)).unwrap();

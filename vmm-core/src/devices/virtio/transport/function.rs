@@ -9,10 +9,10 @@ use vmm_sys_util::eventfd::EventFd;
 use super::layout::{self, BAR, PENDING, Register, TABLE};
 use super::registers::{QueueRegisters, Registers, Request};
 use super::run::RESET;
-use crate::devices::DeviceError;
 use crate::devices::pci::msi::{Doorbells, MsiVectors};
 use crate::devices::pci::{Bar, ConfigSpace, Intx, IntxLine, LINES, Msix, PciFunction};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
+use crate::devices::{DeviceError, eventfd};
 use crate::x86::layout::PCI_INTX_GSI;
 
 /// What the machine gives to a virtio function.
@@ -67,12 +67,8 @@ impl VirtioPci {
     /// A function for `device`, after reset.
     pub fn new(slot: u8, device: Arc<dyn VirtioDevice>, wires: Wires) -> Result<Arc<Self>, DeviceError> {
         let sizes = device.queue_sizes();
-        let eventfd = |_| {
-            let made = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-                .map_err(DeviceError::io(device.id(), "making an eventfd"));
-            made.map(Arc::new)
-        };
-        let kicks = sizes.iter().map(eventfd).collect::<Result<Vec<_>, _>>()?;
+        let kick = |_| eventfd::make(device.id()).map(Arc::new);
+        let kicks = sizes.iter().map(kick).collect::<Result<Vec<_>, _>>()?;
         // One for each queue, and one for the configuration.
         let msix = Arc::new(Msix::new(sizes.len() as u16 + 1, &*wires.msi)?);
         let (mut space, access) = layout::config_space(device.kind());

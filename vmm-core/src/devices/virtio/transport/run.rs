@@ -23,14 +23,13 @@ impl VirtioPci {
         }
         let run = self.active_queues(&inner.registers).and_then(|queues| {
             let (memory, features) = (Arc::clone(&self.memory), inner.registers.features);
+            // After an error too: it may have begun with some of them, and only a stop takes them back.
+            inner.running = true;
             self.device.start(Run { memory, features, queues }).map_err(|error| error.to_string())
         });
-        match run {
-            Ok(()) => inner.running = true,
-            Err(error) => {
-                tracing::warn!("{}: {error}; its driver must reset it", self.device.id());
-                self.interrupt.needs_reset();
-            }
+        if let Err(error) = run {
+            tracing::warn!("{}: {error}; its driver must reset it", self.device.id());
+            self.interrupt.needs_reset();
         }
     }
 

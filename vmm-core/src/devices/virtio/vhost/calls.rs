@@ -1,7 +1,7 @@
 //! The kernel's calls to the driver: straight to KVM where a queue has an MSI-X vector, whose eventfd knows when it is
 //! masked; by way of a thread where it has none.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -11,8 +11,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::device::RINGS;
-use super::ioctls::VhostFd;
+use super::kernel::Kernel;
 use crate::devices::DeviceError;
+use crate::devices::eventfd::borrow;
 use crate::devices::pci::msi::MsiVector;
 use crate::devices::virtio::Interrupt;
 
@@ -24,7 +25,7 @@ pub(super) struct Calls {
 
 struct Shared {
     id: String,
-    fd: Arc<VhostFd>,
+    kernel: Arc<dyn Kernel>,
     /// Signalled by the kernel: something was given back in the ring.
     calls: [EventFd; RINGS],
     /// Signalled by the kernel: a ring is broken.
@@ -45,14 +46,14 @@ struct To {
 
 impl Calls {
     /// Starts the thread of the device `id`, with nobody to tell.
-    pub(super) fn start(id: &str, fd: &Arc<VhostFd>) -> Result<Self, DeviceError> {
+    pub(super) fn start(id: &str, kernel: &Arc<dyn Kernel>) -> Result<Self, DeviceError> {
         let eventfd = || {
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
                 .map_err(DeviceError::io(id, "making an eventfd"))
         };
         let shared = Arc::new(Shared {
             id: id.to_owned(),
-            fd: Arc::clone(fd),
+            kernel: Arc::clone(kernel),
             calls: [eventfd()?, eventfd()?],
             broken: eventfd()?,
             wake: eventfd()?,
@@ -120,7 +121,7 @@ impl Shared {
                 continue;
             }
             let call = wire.as_ref().map_or(self.calls[ring].as_fd(), |wire| borrow(wire.eventfd()));
-            match self.fd.set_call(ring as u32, call) {
+            match self.kernel.set_call(ring as u32, call) {
                 Ok(()) => to.wires[ring] = wire,
                 Err(error) => tracing::warn!("{}: moving the interrupt of queue {queue}: {error}", self.id),
             }
@@ -179,10 +180,4 @@ impl Drop for Calls {
             tracing::error!("the thread of {} panicked", self.shared.id);
         }
     }
-}
-
-/// An eventfd as a descriptor.
-pub(super) fn borrow(eventfd: &vmm_sys_util::eventfd::EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the eventfd is open as long as it is borrowed.
-    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
 }

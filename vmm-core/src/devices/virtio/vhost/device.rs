@@ -7,10 +7,14 @@ use nix::errno::Errno;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::calls::{Calls, borrow};
+use super::calls::Calls;
 use super::ioctls::{MAX_REGIONS, Region, Regions, RingAddress, VhostFd};
+use super::kernel::Kernel;
 use super::node::Node;
+use crate::cpr::Mode;
+use crate::cpr::blockers::Blocker;
 use crate::devices::DeviceError;
+use crate::devices::eventfd::borrow;
 use crate::devices::virtio::{ActiveQueue, Run};
 
 /// Rings of a vhost device.
@@ -32,7 +36,7 @@ pub enum Backend {
 pub struct Vhost {
     id: String,
     node: Node,
-    fd: Arc<VhostFd>,
+    kernel: Arc<dyn Kernel>,
     features: u64,
     calls: Calls,
     running: Mutex<Option<Running>>,
@@ -49,16 +53,20 @@ struct Running {
 impl Vhost {
     /// Opens one for the device `id`, and becomes its owner.
     pub fn open(id: &str, node: Node) -> Result<Self, DeviceError> {
-        let fd = Arc::new(VhostFd(node.open(id)?));
-        fd.set_owner().map_err(DeviceError::io(id, format!("becoming the owner of {}", node.path())))?;
+        Self::with(id, node, Arc::new(VhostFd(node.open(id)?)))
+    }
+
+    /// The same on what the caller has.
+    pub(crate) fn with(id: &str, node: Node, kernel: Arc<dyn Kernel>) -> Result<Self, DeviceError> {
+        kernel.set_owner().map_err(DeviceError::io(id, format!("becoming the owner of {}", node.path())))?;
         let features =
-            fd.features().map_err(DeviceError::io(id, format!("asking {} what it can", node.path())))?;
+            kernel.features().map_err(DeviceError::io(id, format!("asking {} what it can", node.path())))?;
         if features & NEEDED != NEEDED {
             let found = format!("{} with features {features:#x}", node.path());
             return Err(DeviceError::impossible(id)((found, format!("{NEEDED:#x} among them"))));
         }
-        let calls = Calls::start(id, &fd)?;
-        Ok(Self { id: id.to_owned(), node, fd, features, calls, running: Mutex::default() })
+        let calls = Calls::start(id, &kernel)?;
+        Ok(Self { id: id.to_owned(), node, kernel, features, calls, running: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Running>> {
@@ -74,9 +82,18 @@ impl Vhost {
         self.features
     }
 
+    /// What stands in the way of a handover in this mode. In an exec it is known that the next one opens the same node.
+    pub fn blockers(&self, mode: Mode) -> Vec<Blocker> {
+        if mode != Mode::CprExec {
+            return Vec::new();
+        }
+        let refused = self.node.open(&self.id).err();
+        refused.map(|error| Blocker::new(&self.id, error.without_device())).into_iter().collect()
+    }
+
     /// vhost-vsock: takes the guest's address, which nobody else may have.
     pub fn set_guest_cid(&self, cid: u32) -> nix::Result<()> {
-        self.fd.set_guest_cid(cid.into())
+        self.kernel.set_guest_cid(cid.into())
     }
 
     /// Gives the kernel two queues, its rings 0 and 1, and has it look at each. It is stopped.
@@ -87,8 +104,10 @@ impl Vhost {
             DeviceError::impossible(&self.id)((found, RINGS.to_string()))
         })?;
         let mut slot = self.lock();
-        self.fd.set_features(features & self.features).map_err(self.failed("setting its features"))?;
-        self.fd.set_memory(&self.regions(&memory)?).map_err(self.failed("telling it the guest's memory"))?;
+        self.kernel.set_features(features & self.features).map_err(self.failed("setting its features"))?;
+        self.kernel
+            .set_memory(&self.regions(&memory)?)
+            .map_err(self.failed("telling it the guest's memory"))?;
         for (ring, queue) in (0..).zip(&queues) {
             self.set_ring(ring, queue, &memory)?;
         }
@@ -126,12 +145,12 @@ impl Vhost {
             ))
         })?;
         let set = || {
-            self.fd.set_size(ring, queue.ring.size().into())?;
-            self.fd.set_address(&address)?;
-            self.fd.set_base(ring, queue.ring.next_avail().into())?;
-            self.fd.set_error(ring, self.calls.broken())?;
-            self.fd.set_call(ring, self.calls.call(ring as usize))?;
-            self.fd.set_kick(ring, borrow(&queue.kick))
+            self.kernel.set_size(ring, queue.ring.size().into())?;
+            self.kernel.set_address(&address)?;
+            self.kernel.set_base(ring, queue.ring.next_avail().into())?;
+            self.kernel.set_error(ring, self.calls.broken())?;
+            self.kernel.set_call(ring, self.calls.call(ring as usize))?;
+            self.kernel.set_kick(ring, borrow(&queue.kick))
         };
         set().map_err(self.failed(&format!("telling it queue {}", queue.index)))
     }
@@ -140,9 +159,9 @@ impl Vhost {
     fn serve(&self, running: &Running) -> Result<(), DeviceError> {
         let served = match &running.backend {
             Backend::Tap(tap) => {
-                (0..RINGS as u32).try_for_each(|ring| self.fd.set_tap(ring, Some(tap.as_fd())))
+                (0..RINGS as u32).try_for_each(|ring| self.kernel.set_tap(ring, Some(tap.as_fd())))
             }
-            Backend::Sockets => self.fd.set_running(true),
+            Backend::Sockets => self.kernel.set_running(true),
         };
         served.map_err(|error| {
             // Perhaps one ring is served.
@@ -159,15 +178,15 @@ impl Vhost {
     /// Ends that: what the kernel does with a ring at this moment is done when this returns.
     fn halt(&self, backend: &Backend) -> nix::Result<()> {
         match backend {
-            Backend::Tap(_) => (0..RINGS as u32).try_for_each(|ring| self.fd.set_tap(ring, None)),
-            Backend::Sockets => self.fd.set_running(false),
+            Backend::Tap(_) => (0..RINGS as u32).try_for_each(|ring| self.kernel.set_tap(ring, None)),
+            Backend::Sockets => self.kernel.set_running(false),
         }
     }
 
     /// Puts in the queues how far the kernel has come.
     fn note_progress(&self, running: &mut Running) -> Result<(), DeviceError> {
         for (ring, queue) in (0..).zip(&mut running.queues) {
-            let next = self.fd.base(ring).map_err(self.failed("asking how far it has come"))?;
+            let next = self.kernel.base(ring).map_err(self.failed("asking how far it has come"))?;
             // It keeps its place in the used ring there, and nowhere else.
             let index = GuestAddress(queue.ring.used_ring().saturating_add(2));
             let used: u16 = running.memory.read_obj(index).map_err(|error| {

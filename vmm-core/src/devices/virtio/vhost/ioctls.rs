@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::Result;
 
+use super::kernel::Kernel;
+
 /// The most regions of memory that the kernel takes, as it is set up by default.
 pub(super) const MAX_REGIONS: usize = 64;
 
@@ -27,7 +29,7 @@ pub(super) struct RingFile {
 /// Where a ring is in this process's memory.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct RingAddress {
+pub(crate) struct RingAddress {
     pub ring: u32,
     pub flags: u32,
     pub descriptors: u64,
@@ -39,7 +41,7 @@ pub(super) struct RingAddress {
 /// A region of guest memory, in guest addresses and in those of this process.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Region {
+pub(crate) struct Region {
     pub guest: u64,
     pub size: u64,
     pub host: u64,
@@ -48,13 +50,19 @@ pub(super) struct Region {
 
 /// The guest's memory: as many of the regions as `count` says.
 #[repr(C)]
-pub(super) struct Regions {
+pub(crate) struct Regions {
     count: u32,
     padding: u32,
     regions: [Region; MAX_REGIONS],
 }
 
 impl Regions {
+    /// Which they are.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn list(&self) -> &[Region] {
+        &self.regions[..self.count as usize]
+    }
+
     /// Those that are given, at most [`MAX_REGIONS`].
     pub(super) fn new(list: &[Region]) -> Option<Self> {
         let mut regions = [Region::default(); MAX_REGIONS];
@@ -98,100 +106,86 @@ impl AsFd for VhostFd {
     }
 }
 
-impl VhostFd {
-    /// The features that it has, of rings and its own.
-    pub(super) fn features(&self) -> Result<u64> {
+impl Kernel for VhostFd {
+    fn features(&self) -> Result<u64> {
         let mut features = 0;
         // SAFETY: the descriptor is open; the number outlives the call, which writes it.
         unsafe { raw::get_features(self.0.as_raw_fd(), &raw mut features) }?;
         Ok(features)
     }
 
-    /// Says which features the driver took.
-    pub(super) fn set_features(&self, features: u64) -> Result<()> {
+    fn set_features(&self, features: u64) -> Result<()> {
         // SAFETY: the descriptor is open; the number outlives the call, which reads it.
         unsafe { raw::set_features(self.0.as_raw_fd(), &raw const features) }.map(drop)
     }
 
-    /// Makes this process the owner. `EBUSY` while it has one.
-    pub(super) fn set_owner(&self) -> Result<()> {
+    fn set_owner(&self) -> Result<()> {
         // SAFETY: the descriptor is open; the call takes nothing else.
         unsafe { raw::set_owner(self.0.as_raw_fd()) }.map(drop)
     }
 
-    /// Says where the guest's memory is.
-    pub(super) fn set_memory(&self, regions: &Regions) -> Result<()> {
+    fn set_memory(&self, regions: &Regions) -> Result<()> {
         let table = std::ptr::from_ref(regions).cast();
         // SAFETY: the descriptor is open; the call reads the head and as many regions as it counts, all of them in a
         // structure that outlives the call. The regions themselves are reached only while a ring is served.
         unsafe { raw::set_mem_table(self.0.as_raw_fd(), table) }.map(drop)
     }
 
-    /// Says how many descriptors a ring has.
-    pub(super) fn set_size(&self, ring: u32, number: u32) -> Result<()> {
+    fn set_size(&self, ring: u32, number: u32) -> Result<()> {
         // SAFETY: the descriptor is open; the structure outlives the call, which reads it.
         unsafe { raw::set_vring_num(self.0.as_raw_fd(), &RingNumber { ring, number }) }.map(drop)
     }
 
-    /// Says where a ring is.
-    pub(super) fn set_address(&self, address: &RingAddress) -> Result<()> {
+    fn set_address(&self, address: &RingAddress) -> Result<()> {
         // SAFETY: the descriptor is open; the structure outlives the call, which reads it. What it points to is reached
         // only while the ring is served.
         unsafe { raw::set_vring_addr(self.0.as_raw_fd(), address) }.map(drop)
     }
 
-    /// Says what it takes next from a ring.
-    pub(super) fn set_base(&self, ring: u32, number: u32) -> Result<()> {
+    fn set_base(&self, ring: u32, number: u32) -> Result<()> {
         // SAFETY: the descriptor is open; the structure outlives the call, which reads it.
         unsafe { raw::set_vring_base(self.0.as_raw_fd(), &RingNumber { ring, number }) }.map(drop)
     }
 
-    /// What it would take next from a ring.
-    pub(super) fn base(&self, ring: u32) -> Result<u32> {
+    fn base(&self, ring: u32) -> Result<u32> {
         let mut base = RingNumber { ring, number: 0 };
         // SAFETY: the descriptor is open; the structure outlives the call, which reads and writes it.
         unsafe { raw::get_vring_base(self.0.as_raw_fd(), &raw mut base) }?;
         Ok(base.number)
     }
 
-    /// Says where the driver's notifications of a ring come from.
-    pub(super) fn set_kick(&self, ring: u32, fd: BorrowedFd<'_>) -> Result<()> {
+    fn set_kick(&self, ring: u32, fd: BorrowedFd<'_>) -> Result<()> {
         let file = RingFile { ring, fd: fd.as_raw_fd() };
         // SAFETY: both descriptors are open; the structure outlives the call, which reads it. The kernel holds on to the
         // eventfd by itself.
         unsafe { raw::set_vring_kick(self.0.as_raw_fd(), &raw const file) }.map(drop)
     }
 
-    /// Says where it signals that it gave something back in a ring.
-    pub(super) fn set_call(&self, ring: u32, fd: BorrowedFd<'_>) -> Result<()> {
+    fn set_call(&self, ring: u32, fd: BorrowedFd<'_>) -> Result<()> {
         let file = RingFile { ring, fd: fd.as_raw_fd() };
         // SAFETY: as for `set_kick`.
         unsafe { raw::set_vring_call(self.0.as_raw_fd(), &raw const file) }.map(drop)
     }
 
-    /// Says where it signals that a ring is broken.
-    pub(super) fn set_error(&self, ring: u32, fd: BorrowedFd<'_>) -> Result<()> {
+    fn set_error(&self, ring: u32, fd: BorrowedFd<'_>) -> Result<()> {
         let file = RingFile { ring, fd: fd.as_raw_fd() };
         // SAFETY: as for `set_kick`.
         unsafe { raw::set_vring_err(self.0.as_raw_fd(), &raw const file) }.map(drop)
     }
 
-    /// vhost-net: serves a ring from a queue of a tap, or from now on not.
-    pub(super) fn set_tap(&self, ring: u32, tap: Option<BorrowedFd<'_>>) -> Result<()> {
+    fn set_tap(&self, ring: u32, tap: Option<BorrowedFd<'_>>) -> Result<()> {
         let file = RingFile { ring, fd: tap.map_or(-1, |tap| tap.as_raw_fd()) };
         // SAFETY: the descriptors are open; the structure outlives the call, which reads it. The kernel holds on to the
         // tap by itself.
         unsafe { raw::net_set_backend(self.0.as_raw_fd(), &raw const file) }.map(drop)
     }
 
-    /// vhost-vsock: takes an address for the guest. `EADDRINUSE` if another guest has it.
-    pub(super) fn set_guest_cid(&self, cid: u64) -> Result<()> {
+    fn set_guest_cid(&self, cid: u64) -> Result<()> {
         // SAFETY: the descriptor is open; the number outlives the call, which reads it.
         unsafe { raw::vsock_set_guest_cid(self.0.as_raw_fd(), &raw const cid) }.map(drop)
     }
 
-    /// vhost-vsock: serves its rings, or from now on not.
-    pub(super) fn set_running(&self, running: bool) -> Result<()> {
+    fn set_running(&self, running: bool) -> Result<()> {
         let running = libc::c_int::from(running);
         // SAFETY: the descriptor is open; the number outlives the call, which reads it.
         unsafe { raw::vsock_set_running(self.0.as_raw_fd(), &raw const running) }.map(drop)

@@ -9,14 +9,20 @@
 //!    they are for every other device.
 //! 5. A driver that breaks the rules of a ring gets `DEVICE_NEEDS_RESET`.
 //!
-//! `device.rs` is the device, `node.rs` what kinds there are, `calls.rs` the kernel's calls, `ioctls.rs` the system calls.
+//! `device.rs` is the device, `node.rs` what kinds there are, `calls.rs` the kernel's calls, `kernel.rs` what is asked of
+//! the kernel, `ioctls.rs` the system calls that do.
 
 mod calls;
 mod device;
 mod ioctls;
+mod kernel;
 mod node;
 #[cfg(test)]
 mod tests;
 
 pub use self::device::{Backend, RINGS, Vhost};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::ioctls::{Region, Regions, RingAddress};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::kernel::Kernel;
 pub use self::node::Node;

@@ -9,12 +9,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::address;
-use super::ioctls::{MAX_REGIONS, Region, Regions, VhostFd};
+use super::ioctls::{MAX_REGIONS, VhostFd};
 use super::*;
+use crate::cpr::Mode;
 use crate::devices::IrqLine;
 use crate::devices::pci::fake::{Line, Vectors};
 use crate::devices::pci::{ConfigSpace, Identity, Intx, IntxLine, Msix};
 use crate::devices::virtio::{ActiveQueue, Interrupt, Run};
+use crate::fuzzing::Double;
 
 const RAM: usize = 1 << 20;
 
@@ -62,7 +64,8 @@ fn more_regions_than_the_kernel_takes_are_refused() {
 fn a_call_of_the_kernel_becomes_an_interrupt_and_a_broken_ring_needs_a_reset() {
     let (interrupt, line) = interrupt();
     let no_device = std::fs::File::open("/dev/null").unwrap().into();
-    let calls = super::calls::Calls::start("net0", &Arc::new(VhostFd(no_device))).unwrap();
+    let kernel: Arc<dyn Kernel> = Arc::new(VhostFd(no_device));
+    let calls = super::calls::Calls::start("net0", &kernel).unwrap();
     nix::unistd::write(calls.call(1), &1_u64.to_ne_bytes()).unwrap();
     // Nobody was there to tell; who comes later is told nothing old.
     calls.disconnect();
@@ -83,6 +86,22 @@ fn a_host_without_the_device_is_told_what_is_missing() {
         if let Err(error) = Vhost::open("dev0", node) {
             let error = error.to_string();
             assert!(error.contains(node.path()) && error.contains("module"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_cannot_be_opened_stands_in_the_way_of_an_exec() {
+    for node in [Node::Net, Node::Vsock] {
+        let vhost = Vhost::with("dev0", node, Arc::<Double>::default()).unwrap();
+        for mode in Mode::ALL {
+            let expected = mode == Mode::CprExec && !std::fs::exists(node.path()).unwrap();
+            let blockers = vhost.blockers(mode);
+            assert_eq!(blockers.iter().any(|blocker| blocker.part == "dev0"), expected, "{blockers:?}");
+            let named = blockers
+                .iter()
+                .all(|blocker| blocker.reason.starts_with(&format!("opening {}", node.path())));
+            assert!(named, "{blockers:?}");
         }
     }
 }

@@ -12,11 +12,12 @@ use super::config::VsockConfig;
 use super::events::{self, EVENTS};
 use super::turn::{Before, Turn};
 use crate::cpr::Mode;
+use crate::cpr::blockers::Blocker;
 use crate::cpr::fds::{FdName, FdTable};
 use crate::cpr::format::StateReader;
 use crate::devices::DeviceError;
 use crate::devices::virtio::vhost::{Backend, Node, RINGS, Vhost};
-use crate::devices::virtio::{ActiveQueue, DeviceKind, Run, VirtioDevice};
+use crate::devices::virtio::{ActiveQueue, DeviceKind, Run, VirtioDevice, read_from};
 
 /// virtio's id of socket devices, and PCI's class of communication controllers.
 const KIND: DeviceKind = DeviceKind { id: 19, class: 0x07_8000 };
@@ -88,20 +89,39 @@ impl Inner {
 impl Vsock {
     /// A device after reset, whose CID is taken now.
     pub fn open(id: &str, config: &VsockConfig) -> Result<Self, DeviceError> {
-        let vsock = Self::new(id, config, None)?;
+        Self::open_on(id, config, Vhost::open(id, Node::Vsock)?)
+    }
+
+    /// The same on a vhost device of the caller's.
+    pub(crate) fn open_on(id: &str, config: &VsockConfig, vhost: Vhost) -> Result<Self, DeviceError> {
+        let vsock = Self::new(id, config, None, vhost)?;
         vsock.shared.name(&mut vsock.shared.lock())?;
         Ok(vsock)
     }
 
     /// A device after reset, for a guest whose CID another process still has.
     pub fn adopt(id: &str, config: &VsockConfig, fds: &mut FdTable) -> Result<Self, DeviceError> {
-        let name = turn_name(id);
-        let before = Before::adopt(&name, fds.take(&name)?)?;
-        Self::new(id, config, Some(before))
+        Self::adopt_on(id, config, fds, Vhost::open(id, Node::Vsock)?)
     }
 
-    fn new(id: &str, config: &VsockConfig, before: Option<Before>) -> Result<Self, DeviceError> {
-        let vhost = Vhost::open(id, Node::Vsock)?;
+    /// The same on a vhost device of the caller's.
+    pub(crate) fn adopt_on(
+        id: &str,
+        config: &VsockConfig,
+        fds: &mut FdTable,
+        vhost: Vhost,
+    ) -> Result<Self, DeviceError> {
+        let name = turn_name(id);
+        let before = Before::adopt(&name, fds.take(&name)?)?;
+        Self::new(id, config, Some(before), vhost)
+    }
+
+    fn new(
+        id: &str,
+        config: &VsockConfig,
+        before: Option<Before>,
+        vhost: Vhost,
+    ) -> Result<Self, DeviceError> {
         let features = vhost.features() & SEQPACKET;
         let turn = Turn::begin().map_err(DeviceError::io(id, "making a pipe"))?;
         let inner = Inner { vhost: Some(vhost), before, ..Inner::default() };
@@ -219,9 +239,7 @@ impl VirtioDevice for Vsock {
     /// `guest_cid`.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = u64::from(self.shared.cid).to_le_bytes();
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        read_from(&config, offset, data);
     }
 
     fn start(&self, run: Run) -> Result<(), DeviceError> {
@@ -287,5 +305,9 @@ impl VirtioDevice for Vsock {
             self.turn().register(turn_name(&self.shared.id), fds)?;
         }
         Ok(())
+    }
+
+    fn blockers(&self, mode: Mode) -> Vec<Blocker> {
+        self.shared.lock().vhost.as_ref().map_or_else(Vec::new, |vhost| vhost.blockers(mode))
     }
 }

@@ -46,6 +46,22 @@ fn an_event_that_a_command_brought_about_comes_before_its_answer() {
 }
 
 #[test]
+fn a_command_waits_while_a_guest_is_taken_in() {
+    let running = Running::new();
+    let mut client = running.raw();
+    client.negotiate();
+    running.control.taking_in.store(true, Ordering::Relaxed);
+    client.send(r#"{"execute": "system_powerdown"}"#);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(running.control.calls.lock().unwrap().is_empty());
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    running.control.taking_in.store(false, Ordering::Relaxed);
+    running.events.wake();
+    assert_eq!(client.line(), json!({"return": {}}));
+}
+
+#[test]
 fn handover_events_need_the_events_capability() {
     let running = Running::new();
     let mut client = running.client();

@@ -31,6 +31,7 @@ struct Fake {
     parameters: Mutex<MigrateParameters>,
     capabilities: Mutex<MigrateCapabilities>,
     events: EventSender,
+    taking_in: AtomicBool,
 }
 
 impl Fake {
@@ -44,6 +45,9 @@ impl Fake {
 impl Control for Fake {
     fn name(&self) -> String {
         "web".into()
+    }
+    fn is_taking_in(&self) -> bool {
+        self.taking_in.load(Ordering::Relaxed)
     }
     fn uuid(&self) -> Uuid {
         Uuid([7; 16])
@@ -142,6 +146,7 @@ impl Running {
             parameters: Mutex::default(),
             capabilities: Mutex::default(),
             events: events.clone(),
+            taking_in: AtomicBool::new(false),
         });
         let server = Arc::new(Mutex::new(MonitorServer::new(control.clone(), events.clone())));
         let stop = Arc::new(AtomicBool::new(false));

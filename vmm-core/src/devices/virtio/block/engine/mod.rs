@@ -17,7 +17,6 @@ mod threads;
 mod uring;
 
 use std::io;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,6 +27,7 @@ pub use self::threads::ThreadEngine;
 pub use self::uring::UringEngine;
 use super::config::Aio;
 use super::image::Backing;
+use crate::devices::eventfd;
 
 /// A request that is done.
 #[derive(Debug)]
@@ -63,6 +63,9 @@ pub trait Engine: Send {
 
     /// Appends what is done since the last time to `done`, and goes on with what was left short.
     fn reap(&mut self, done: &mut Vec<Completion>);
+
+    /// Whether there is something to reap, as far as can be seen without a system call. What is not seen rings.
+    fn has_done(&mut self) -> bool;
 
     /// Readable when there may be something to reap. Only [`Self::reap`] and [`Self::drain`] read it.
     fn event(&self) -> &EventFd;
@@ -108,14 +111,7 @@ pub fn open(backing: &Backing, aio: Option<Aio>, depth: u16) -> io::Result<Box<d
 
 /// Waits for an event, or for `left` (rounded up to a millisecond).
 fn wait(event: &EventFd, left: Duration) {
-    // SAFETY: `event` is open for as long as it is borrowed.
-    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) };
     let left = PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
     // An error is a signal: who waits looks and waits again.
-    let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], left);
-}
-
-/// A new event, that nobody waits for when reading it.
-fn event() -> io::Result<EventFd> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+    let _ = poll(&mut [PollFd::new(eventfd::borrow(event), PollFlags::POLLIN)], left);
 }

@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::job::{Job, Pending};
 use super::operation::Operation;
 use super::{Completion, Engine, blocking};
+use crate::devices::eventfd;
 use crate::devices::virtio::block::image::Backing;
 
 /// The most threads of one pool: the most requests that the host's disk sees at a time.
@@ -96,6 +97,11 @@ impl Pool {
         self.0.work.notify_one();
     }
 
+    /// Whether something is done.
+    pub(super) fn has_done(&self) -> bool {
+        !self.0.lock().done.is_empty()
+    }
+
     /// Takes what is done.
     pub(super) fn take_done(&self) -> Vec<(u64, io::Result<()>)> {
         std::mem::take(&mut self.0.lock().done)
@@ -124,7 +130,7 @@ pub struct ThreadEngine {
 impl ThreadEngine {
     /// An engine on `backing`. Threads are made when they are needed.
     pub fn new(backing: Backing) -> io::Result<Self> {
-        let event = super::event()?;
+        let event = eventfd::open()?;
         let pool = Pool::new(backing, event.try_clone()?);
         Ok(Self { pool, event, pending: BTreeMap::new(), next: 0 })
     }
@@ -148,6 +154,10 @@ impl Engine for ThreadEngine {
                 done.push(Completion { token: pending.token, result });
             }
         }
+    }
+
+    fn has_done(&mut self) -> bool {
+        self.pool.has_done()
     }
 
     fn event(&self) -> &EventFd {

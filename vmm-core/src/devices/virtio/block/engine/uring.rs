@@ -13,6 +13,7 @@ use super::job::{Job, Pending};
 use super::operation::Operation;
 use super::threads::Pool;
 use super::{Completion, Engine};
+use crate::devices::eventfd;
 use crate::devices::virtio::block::image::Backing;
 use crate::devices::virtio::block::probe::ImageKind;
 
@@ -40,7 +41,7 @@ impl UringEngine {
     pub fn new(backing: Backing, depth: u16) -> io::Result<Self> {
         let depth = depth.clamp(1, 4096);
         let ring = IoUring::new(u32::from(depth))?;
-        let event = super::event()?;
+        let event = eventfd::open()?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         let pool = Pool::new(backing.clone(), event.try_clone()?);
         Ok(Self {
@@ -206,6 +207,10 @@ impl Engine for UringEngine {
         self.fill();
         self.enter();
         done.append(&mut self.ready);
+    }
+
+    fn has_done(&mut self) -> bool {
+        !self.ready.is_empty() || !self.ring.completion().is_empty() || self.pool.has_done()
     }
 
     fn event(&self) -> &EventFd {
