@@ -23,6 +23,7 @@ cpr_tests::tests!(
     Tier::Kvm,
     an_image_is_free_for_a_third_at_no_time_of_a_transfer_or_an_exec,
     an_image_that_another_guest_has_is_refused_and_its_holder_named,
+    an_image_that_was_deleted_blocks_a_reboot_until_it_is_back,
     an_image_that_grew_was_written_or_replaced_since_the_save_is_refused_until_it_is_back,
     a_tap_that_is_deleted_meanwhile_is_refused_and_the_guest_goes_on,
     a_tap_given_as_a_descriptor_goes_along_and_blocks_a_reboot,
@@ -113,6 +114,25 @@ fn an_image_that_another_guest_has_is_refused_and_its_holder_named() -> anyhow::
     Ok(())
 }
 
+fn an_image_that_was_deleted_blocks_a_reboot_until_it_is_back() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let path = image(&host)?;
+    let mut vm = boot(&host, disk(&path))?;
+    let kept = host.fresh("kept");
+    fs::rename(&path, &kept)?;
+    let state = format!("file:{}", host.fresh("state").display());
+    for (verb, flags) in [("check", ["--mode", "reboot"]), ("reboot", ["--to", &state])] {
+        let outcome = vm.save(verb, &flags)?;
+        outcome.clone().must_say(3, "disk0")?.must_say(3, "no longer where it was")?;
+    }
+    vm.goes_on()?;
+    // The image itself goes along in the other modes.
+    vm.transfer()?;
+    fs::rename(&kept, &path)?;
+    vm.reboot()?;
+    vm.goes_on()
+}
+
 type Change<'a> = &'a dyn Fn() -> anyhow::Result<()>;
 
 fn an_image_that_grew_was_written_or_replaced_since_the_save_is_refused_until_it_is_back()
@@ -175,11 +195,11 @@ fn a_tap_that_is_deleted_meanwhile_is_refused_and_the_guest_goes_on() -> anyhow:
     }
     ip("link del t0")?;
     let target = host.target()?;
-    let outcome = vm.transfer_to(&target.socket)?;
-    ensure!(matches!(outcome.code, 1 | 3), "cpr-save ended with {}: {}", outcome.code, outcome.facts);
-    outcome.clone().must_say(outcome.code, "net0.tap")?;
-    let outcome = vm.save("exec", &[])?;
-    ensure!(matches!(outcome.code, 1 | 3), "cpr-save ended with {}: {}", outcome.code, outcome.facts);
+    vm.transfer_to(&target.socket)?.must_say(3, "net0.tap")?;
+    vm.save("exec", &[])?.must_say(3, "net0.tap")?;
+    for (mode, code) in [("transfer", 3), ("exec", 3), ("reboot", 0)] {
+        vm.save("check", &["--mode", mode])?.must_be(code)?;
+    }
     vm.becomes("running")?;
     vm.goes_on()?;
     // A tap of that name is all that a reboot needs.

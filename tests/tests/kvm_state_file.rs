@@ -1,5 +1,6 @@
 //! State files: what does not belong together is not put together.
 
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -17,6 +18,9 @@ cpr_tests::tests!(
     an_image_that_was_changed_is_refused_until_that_is_insisted_on,
     a_damaged_or_truncated_file_is_refused_and_changes_nothing,
     check_and_inspect_say_what_a_file_is_without_touching_it,
+    ram_that_is_copied_goes_along_and_takes_no_more_room_than_it_must,
+    a_file_with_ram_is_loaded_once_and_a_copy_of_it_never,
+    a_file_with_ram_that_is_damaged_or_cut_is_refused_and_the_whole_one_loaded,
 );
 
 /// A guest that was saved, and whose process has ended.
@@ -154,4 +158,94 @@ fn check_and_inspect_say_what_a_file_is_without_touching_it() -> anyhow::Result<
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).context("inspect's output")?;
     ensure!(json.to_string().contains(&saved.vm.name), "inspect does not name the guest: {json}");
     saved.goes_on(&host).map(drop)
+}
+
+/// A guest with its RAM in a memfd, or in a file.
+fn boot(host: &Host, ram_file: bool) -> anyhow::Result<Vm<'_>> {
+    Vm::boot(host, Spec { ram_file, ..Spec::new(Guest::patterns(Mode::Long), 2) })
+}
+
+fn ram_that_is_copied_goes_along_and_takes_no_more_room_than_it_must() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    for ram_file in [false, true] {
+        let mut vm = boot(&host, ram_file)?;
+        let used = |vm: &Vm| anyhow::Ok(vm.ram.file().metadata()?.blocks() * 512);
+        let before = used(&vm)?;
+        for _ in 0..2 {
+            let file = vm.save_with_ram()?;
+            let length = file.metadata()?.len();
+            // The state beside the RAM is some ten KiB.
+            ensure!(
+                length < before + (1 << 20),
+                "{before} bytes of RAM are in use, and the file has {length}"
+            );
+            let (fits, said) = load(&host, "check", &file, &[])?;
+            ensure!(fits, "check says: {said}");
+            let output = host.command("cpr-load")?.arg("inspect").arg(&file).output()?;
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(said.contains("ram-copy") && said.contains(&vm.name), "inspect says: {said}");
+            vm.load_with_ram(&file)?;
+            vm.goes_on()?;
+        }
+        let after = used(&vm)?;
+        ensure!(after < before + (1 << 20), "{before} bytes of RAM were in use, and now {after}");
+        vm.transfer()?;
+        vm.goes_on()?;
+    }
+    Ok(())
+}
+
+fn a_file_with_ram_is_loaded_once_and_a_copy_of_it_never() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host, false)?;
+    let file = vm.save_with_ram()?;
+    let copy = host.fresh("copy");
+    std::fs::copy(&file, &copy).context("copying the state file")?;
+    refused(&host, &copy, &[], "is a copy of the one that was saved").context("before")?;
+    let renamed = host.fresh("renamed");
+    std::fs::rename(&file, &renamed).context("renaming the state file")?;
+    vm.load_with_ram(&renamed)?;
+    vm.goes_on()?;
+    refused(&host, &copy, &[], "is a copy of the one that was saved").context("after")?;
+    refused(&host, &renamed, &[], "loaded already").context("while its guest runs")?;
+    drop(vm);
+    refused(&host, &renamed, &[], "loaded already").context("after its guest has gone")?;
+    // Its inode is free again.
+    std::fs::remove_file(&renamed).context("removing the state file")?;
+    std::fs::copy(&copy, &renamed).context("putting the copy in its place")?;
+    refused(&host, &renamed, &[], "is a copy of the one that was saved").context("in its place")
+}
+
+fn a_file_with_ram_that_is_damaged_or_cut_is_refused_and_the_whole_one_loaded() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host, false)?;
+    let path = vm.save_with_ram()?;
+    let length = path.metadata()?.len();
+    let file = std::fs::File::options().read(true).write(true).open(&path)?;
+    // Whatever is wrong with it, it is said of this file.
+    let named = path.display().to_string();
+    // In the stamp, in every part of the RAM and of the state, and in the trailer.
+    let places = [0, 8, 20, 4096, length - 1, length - 10].into_iter();
+    for at in places.chain((4096..length).step_by(length as usize / 40)) {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 0x10], at)?;
+        refused(&host, &path, &[], &named).with_context(|| format!("with byte {at} of {length} damaged"))?;
+        file.write_all_at(&byte, at)?;
+    }
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    for cut in [0, 7, 4095, 4096, length / 2, length - 16, length - 1] {
+        file.set_len(cut)?;
+        refused(&host, &path, &[], &named).with_context(|| format!("cut to {cut} of {length}"))?;
+        if cut > 8192 {
+            let output = host.command("cpr-load")?.arg("inspect").arg(&path).output()?;
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(said.contains("it holds RAM, and ends before its end"), "inspect says: {said}");
+        }
+        file.set_len(length)?;
+        file.write_all_at(&bytes[cut as usize..], cut)?;
+    }
+    vm.load_with_ram(&path)?;
+    vm.goes_on()
 }

@@ -70,6 +70,8 @@ fn status(watch: &Watch) -> Status {
         disks: watch.disks.report(),
         net: watch.net.as_ref().map(crate::memory::Checks::report),
         vsock: watch.vsock.as_ref().map(crate::memory::Checks::report),
+        edu: watch.edu.as_ref().map(crate::memory::Checks::report),
+        roms: guest_init::rom::all(),
     }
 }
 

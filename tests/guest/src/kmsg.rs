@@ -32,7 +32,7 @@ pub fn run(seen: &Seen, console: &Console) {
             Err(_) => return,
         };
         let text = String::from_utf8_lossy(&record[..length]);
-        let message = text.split_once(';').map_or("", |(_, rest)| rest.lines().next().unwrap_or(""));
+        let Some(message) = kernel_log::message(&text) else { continue };
         if let Some(class) = kernel_log::class(message) {
             seen.0.fetch_add(1, SeqCst);
             console.line(Kind::Kernel, &format!("{class}: {message}"));

@@ -7,16 +7,20 @@
 //! 4. The console takes commands, one a line: `STATUS?`, `GAP RESET`, `PING …`, `FINISH` (ends the load on
 //!    disks), `POWEROFF`.
 //! 5. The power button powers the guest off.
+//! 6. With `guest.root=vda`, that disk's own init takes over, and this program is a service of it ([`userland`]): the
+//!    network, the power button and the serial port are that userland's.
 //!
 //! Options on the kernel's command line: `guest.load=mem,cpu,rng` (what load), `guest.mem=256` (MiB of patterns),
 //! `guest.rate=10` (numbered lines a second), `guest.console=ttyS0` (which terminal), `guest.disks=vda,vdb:ext4` (disks
 //! to put load on), `guest.net=192.0.2.2` (eth0's address, where messages are answered), `guest.vsock=on` (they are
-//! on AF_VSOCK, too).
+//! on AF_VSOCK, too), `guest.edu=msi` or `intx` (the educational device is put under load). With `guest.bench=…` none of this is done: devices are measured ([`bench`]).
 
+mod bench;
 mod clocks;
 mod commands;
 mod console;
 mod disk;
+mod edu;
 mod heartbeat;
 mod kmsg;
 mod memory;
@@ -27,6 +31,7 @@ mod random;
 mod registers;
 mod setup;
 mod timer;
+mod userland;
 mod vsock;
 
 use std::sync::Arc;
@@ -49,6 +54,7 @@ struct Watch {
     disks: disk::Disks,
     net: Option<memory::Checks>,
     vsock: Option<memory::Checks>,
+    edu: Option<memory::Checks>,
 }
 
 fn main() {
@@ -59,9 +65,17 @@ fn main() {
 }
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
-    early::mounts(&[("/proc", "proc"), ("/sys", "sysfs"), ("/dev", "devtmpfs")])?;
-    early::modules();
+    if power::is_init() {
+        early::mounts(&[("/proc", "proc"), ("/sys", "sysfs"), ("/dev", "devtmpfs")])?;
+        early::modules();
+    }
     let options = options::Options::from_cmdline(&std::fs::read_to_string("/proc/cmdline")?);
+    if let Some(addresses) = &options.bench {
+        return bench::run(&options.console, addresses);
+    }
+    if let Some(device) = options.root.as_ref().filter(|_| power::is_init()) {
+        match userland::enter(device, &options)? {}
+    }
     let cpus = thread::available_parallelism()?.get();
     let watch = Arc::new(Watch {
         console: Console::open(&format!("/dev/{}", options.console))?,
@@ -75,10 +89,12 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         disks: disk::Disks::start(&options.disks),
         net: options.net.map(|_| memory::Checks::default()),
         vsock: options.vsock.then(memory::Checks::default),
+        edu: options.edu.map(|_| memory::Checks::default()),
     });
     setup::quiet_console();
     watch.console.reply(&format!("READY cpus={cpus}"));
 
+    setup::unthrottle();
     for cpu in 0..cpus {
         let beats = Arc::clone(&watch);
         thread::spawn(move || heartbeat::run(&beats.heartbeats[cpu], &beats.clocks, cpu));
@@ -104,12 +120,18 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         let vsock = Arc::clone(&watch);
         thread::spawn(move || vsock.vsock.as_ref().map(vsock::run));
     }
+    if let Some(wires) = options.edu {
+        let edu = Arc::clone(&watch);
+        thread::spawn(move || edu.edu.as_ref().map(|checks| edu::run(checks, wires)));
+    }
     let timer = Arc::clone(&watch);
     thread::spawn(move || timer::run(&timer.timer));
     let log = Arc::clone(&watch);
     thread::spawn(move || kmsg::run(&log.kernel_messages, &log.console));
-    let pressed = Arc::clone(&watch);
-    power::watch_button(move || pressed.disks.finish());
+    if power::is_init() {
+        let pressed = Arc::clone(&watch);
+        power::watch_button(move || pressed.disks.finish());
+    }
     let filler = Arc::clone(&watch);
     thread::spawn(move || {
         loop {

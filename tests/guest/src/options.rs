@@ -25,6 +25,21 @@ pub struct Options {
     pub net: Option<Ipv4Addr>,
     /// Whether messages are answered on AF_VSOCK.
     pub vsock: bool,
+    /// Whether QEMU's educational device is put under load: by its pin, or by messages.
+    pub edu: Option<Edu>,
+    /// Whether devices are measured and nothing else is done: the addresses of the network interfaces then.
+    pub bench: Option<Vec<Ipv4Addr>>,
+    /// The disk whose init takes over, if one does.
+    pub root: Option<String>,
+}
+
+/// How the interrupts of the educational device come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edu {
+    /// By its pin.
+    Intx,
+    /// By messages.
+    Msi,
 }
 
 impl Options {
@@ -40,6 +55,9 @@ impl Options {
             disks: Vec::new(),
             net: None,
             vsock: false,
+            edu: None,
+            bench: None,
+            root: None,
         };
         for word in cmdline.split_whitespace() {
             let Some((key, value)) = word.split_once('=') else { continue };
@@ -54,7 +72,19 @@ impl Options {
                 "guest.rate" => options.rate = value.parse().unwrap_or(options.rate).clamp(1, 1000),
                 "guest.disks" => options.disks = Named::list(value),
                 "guest.net" => options.net = value.parse().ok(),
+                "guest.root" => options.root = Some(value.to_owned()),
                 "guest.vsock" => options.vsock = value == "on",
+                "guest.edu" => {
+                    options.edu = match value {
+                        "intx" => Some(Edu::Intx),
+                        "msi" => Some(Edu::Msi),
+                        _ => None,
+                    }
+                }
+                "guest.bench" => {
+                    options.bench =
+                        Some(value.split(',').filter_map(|address| address.parse().ok()).collect());
+                }
                 _ => {}
             }
         }
@@ -69,7 +99,7 @@ mod tests {
     #[test]
     fn options_are_read_among_the_kernels_own() {
         let options = Options::from_cmdline(
-            "console=ttyS0 guest.load=mem,rng guest.mem=64 quiet guest.rate=0 guest.console=hvc0\n",
+            "console=ttyS0 guest.load=mem,rng guest.mem=64 quiet guest.rate=0 guest.console=hvc0 guest.root=vda guest.edu=intx\n",
         );
         assert_eq!(
             options,
@@ -82,8 +112,20 @@ mod tests {
                 console: "hvc0".into(),
                 disks: Vec::new(),
                 net: None,
-                vsock: false
+                vsock: false,
+                edu: Some(Edu::Intx),
+                bench: None,
+                root: Some("vda".into())
             }
         );
+    }
+
+    #[test]
+    fn a_guest_that_measures_is_told_its_addresses_if_it_has_any() {
+        let bench = |cmdline| Options::from_cmdline(cmdline).bench;
+        assert_eq!(bench("guest.bench=on"), Some(Vec::new()));
+        let two = vec![Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 1, 2)];
+        assert_eq!(bench("quiet guest.bench=10.0.0.2,10.0.1.2"), Some(two));
+        assert_eq!(bench("quiet"), None);
     }
 }

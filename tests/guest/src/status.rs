@@ -36,6 +36,21 @@ pub struct Status {
     /// The messages over AF_VSOCK, if it has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<Checked>,
+    /// The copies and interrupts of the educational device, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edu: Option<Checked>,
+    /// What its PCI devices have in their ROMs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roms: Vec<Rom>,
+}
+
+/// The beginning of a PCI device's expansion ROM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rom {
+    /// Vendor and device.
+    pub device: String,
+    /// Its CRC-32.
+    pub crc: u32,
 }
 
 /// A thread on one CPU that wakes every 10 ms.

@@ -8,9 +8,12 @@
 //! 4. The noise floor is measured in every turn: the longest stand-still of the same guest just before, left in peace.
 //!
 //! All of it runs at a raised priority where that is allowed, so that other work on the machine is not measured.
+//!
+//! What a guest gets out of its disks and networks is another thing, in `io`.
 
 mod contenders;
 mod devices;
+mod io;
 mod stats;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -24,9 +27,10 @@ use self::contenders::{Contender, Ours, Theirs, watch};
 use self::stats::{Results, Sample};
 use crate::harness::host::Host;
 use crate::harness::qemu;
+use crate::lab::init;
 
 #[derive(Parser)]
-#[command(name = "bench", about = "Measures handovers on /dev/kvm")]
+#[command(name = "bench", about = "Measures handovers on /dev/kvm, and disks and networks in the lab")]
 struct Cli {
     #[command(subcommand)]
     what: What,
@@ -38,6 +42,11 @@ enum What {
     Downtime(Downtime),
     /// What each idle device adds to the downtime of a transfer
     Devices(Devices),
+    /// What a Linux guest gets out of its disks and networks, on ours and on QEMU
+    Io(io::Options),
+    /// Measures disks and networks; only in the lab's host
+    #[command(hide = true)]
+    Inside,
 }
 
 #[derive(clap::Args)]
@@ -71,13 +80,27 @@ struct Downtime {
 
 /// Measures what the command line asks for.
 pub fn main() -> anyhow::Result<()> {
-    let what = Cli::parse().what;
+    if std::process::id() == 1 {
+        init::run()?;
+    }
+    match Cli::parse().what {
+        What::Downtime(options) => {
+            raise();
+            downtime(&options)
+        }
+        What::Devices(options) => {
+            raise();
+            devices::run(options.count, options.json)
+        }
+        What::Io(options) => io::run(&options),
+        What::Inside => io::inside(),
+    }
+}
+
+/// Raises this process's priority, so that other work on the machine is not measured; not for what takes minutes.
+fn raise() {
     // SAFETY: a request about this process; refused, it changes nothing.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -10) };
-    match what {
-        What::Downtime(options) => downtime(&options),
-        What::Devices(options) => devices::run(options.count, options.json),
-    }
 }
 
 fn downtime(options: &Downtime) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! Runs lab scenarios: `scripts/lab` builds what it needs and starts it. In the lab's host it is the first process.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -8,8 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use cpr_tests::lab::report::Report;
-use cpr_tests::lab::scenario::Scenario;
+use cpr_tests::lab::scenario::{Mode, Scenario};
 use cpr_tests::lab::{alone, host, init, inside, judge};
+use nix::fcntl::{Flock, FlockArg};
 
 /// Runs lab scenarios.
 #[derive(Parser)]
@@ -54,14 +55,8 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn scenarios() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("lab")
-}
-
 fn list() -> Result<()> {
-    let mut paths: Vec<_> = fs::read_dir(scenarios())?.flatten().map(|entry| entry.path()).collect();
-    paths.sort();
-    for path in paths {
+    for path in Scenario::paths()? {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         println!("{name:<20} {}", Scenario::read(&path)?.about);
     }
@@ -70,8 +65,16 @@ fn list() -> Result<()> {
 
 /// Runs one scenario and prints its verdict; returns whether it passed.
 fn run(name: &str, directory: &Path) -> Result<bool> {
-    let scenario = Scenario::read(&scenarios().join(format!("{name}.toml")))?;
+    let paths = Scenario::paths()?;
+    let path = paths.iter().find(|path| path.file_stem().is_some_and(|stem| stem == name));
+    let scenario =
+        Scenario::read(path.with_context(|| format!("no scenario {name}: scripts/lab --list has them"))?)?;
     fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+    let opened = File::open(directory).with_context(|| format!("opening {}", directory.display()))?;
+    // The images in it are made anew, and are a guest's until it ends.
+    let _alone = Flock::lock(opened, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("{} is another lab's, which runs this scenario now", directory.display()))?;
     let started = Instant::now();
     println!("lab: {name}: {}", scenario.about);
     let report = match &scenario.host {
@@ -82,7 +85,8 @@ fn run(name: &str, directory: &Path) -> Result<bool> {
         report.unwrap_or_else(|error| Report { stopped_by: Some(format!("{error:#}")), ..Report::default() });
     fs::write(directory.join("report.json"), serde_json::to_string_pretty(&report)?)?;
     let failures = judge::failures(&scenario, &report);
-    figures(&report, directory);
+    figures(&report);
+    println!("  kept: {}", directory.display());
     for failure in &failures {
         println!("  FAILED: {failure}");
     }
@@ -91,7 +95,7 @@ fn run(name: &str, directory: &Path) -> Result<bool> {
     Ok(failures.is_empty())
 }
 
-fn figures(report: &Report, directory: &Path) {
+fn figures(report: &Report) {
     for step in &report.steps {
         let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
         println!(
@@ -104,6 +108,13 @@ fn figures(report: &Report, directory: &Path) {
             step.drift,
             step.descriptors.map_or_else(|| "-".to_owned(), |count| count.to_string()),
         );
+    }
+    for mode in [Mode::Transfer, Mode::Exec, Mode::Reboot] {
+        let phases = report.phases(mode);
+        if !phases.is_empty() {
+            let times = phases.iter().map(|time| format!("{} {:.2}", time.phase, time.us as f64 / 1e3));
+            println!("  steps of {mode}, medians in ms: {}", times.collect::<Vec<_>>().join(", "));
+        }
     }
     for (step, net) in report.steps.iter().filter_map(|step| Some((&step.step, step.net.as_ref()?))) {
         println!(
@@ -146,5 +157,18 @@ fn figures(report: &Report, directory: &Path) {
             println!("  longest requests to a disk in each step: {} ms", longest.join(" "));
         }
     }
-    println!("  kept: {}", directory.display());
+    for message in &report.host_messages {
+        println!("  host, {message}");
+    }
+    for back in &report.given_back {
+        let (device, read) = (&back.device, back.read >> 20);
+        println!(
+            "  given back: {device}, {read} MiB of it read{}",
+            back.wrong.as_deref().map(|what| format!(": {what}")).unwrap_or_default()
+        );
+    }
+    if let Some(second) = &report.second {
+        println!("  the second guest:");
+        figures(second);
+    }
 }

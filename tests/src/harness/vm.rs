@@ -182,6 +182,21 @@ impl<'h> Vm<'h> {
         Ok(outcome)
     }
 
+    /// Saves it to a file with its RAM.
+    pub fn save_with_ram(&mut self) -> anyhow::Result<PathBuf> {
+        let file = self.host.fresh("state");
+        self.save("reboot", &["--copy-ram", "--to", &format!("file:{}", file.display())])?.must_be(0)?;
+        self.ended()?;
+        Ok(file)
+    }
+
+    /// Loads it from a file with its RAM, in a new process.
+    pub fn load_with_ram(&mut self, file: &std::path::Path) -> anyhow::Result<()> {
+        self.process = self.host.load(["resume", "--from", &format!("file:{}", file.display())])?;
+        self.ram = Arc::new(find_ram(&mut self.process, self.ram_file.as_ref(), self.spec.memory_mib << 20)?);
+        Ok(())
+    }
+
     /// Hands it over in a mode.
     pub fn handover(&mut self, mode: Mode) -> anyhow::Result<Outcome> {
         match mode {

@@ -7,10 +7,12 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::console::Console;
+use super::getty::Getty;
 use super::report::Report;
-use super::scenario::{Mode, Scenario};
+use super::scenario::{Mode, Scenario, Terminal};
 use super::steps::{self, HandOver, Machine, exit};
-use super::{disks, image, net, qemu};
+use super::trouble::Trouble;
+use super::{assigned, disks, image, net, qemu};
 
 struct Alone(Child);
 
@@ -19,29 +21,38 @@ pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
     let kernel = image::kernel(scenario.guest.kernel)?;
     let initrd = directory.join("guest.cpio");
     image::guest(&initrd, &kernel, &scenario.guest)?;
-    let disks = disks::make(directory, &scenario.guest)?;
+    let images = disks::make(directory, &scenario.guest)?;
+    let (disks, nvme) = images.split_at(disks::virtio(&scenario.guest));
     if let Some(net) = &scenario.guest.net {
         net::prepare(net)?;
     }
     // A socket's path must be short, whatever the directory's is.
     let runtime = tempfile::tempdir()?;
-    let socket = runtime.path().join("serial");
+    let (socket, tty) = (runtime.path().join("serial"), runtime.path().join("tty"));
+    let virtio = scenario.guest.console == Terminal::Virtio;
+    let serial = if virtio { &tty } else { &socket };
+    let devices = scenario.guest.devices.iter().flat_map(|device| ["-device".to_owned(), device.clone()]);
+    let others: Vec<_> = devices.chain(assigned::others(&scenario.guest)).collect();
     let machine = qemu::Machine {
         cpus: scenario.guest.cpus,
         memory: &scenario.guest.memory,
         kernel: &kernel,
         initrd: &initrd,
         cmdline: &scenario.guest.cmdline(),
-        disks: &disks,
+        disks,
+        nvme: &assigned::placed(scenario, nvme),
+        iommu: false,
         tap: scenario.guest.net.as_ref().map(|_| net::TAP),
-        serial: &[format!("unix:{},server=on,wait=on", socket.display())],
-        devices: &scenario.guest.devices,
+        serial: &[format!("unix:{},server=on,wait={}", serial.display(), if virtio { "off" } else { "on" })],
+        console: virtio.then_some(&socket),
+        others: &others,
     };
     let mut alone = Alone(machine.start()?);
     let console = Console::connect(&socket, &directory.join("console.log"))?;
-    let mut report = steps::run(scenario, &mut alone, &console);
+    let getty = scenario.guest.root.map(|_| Getty::connect(&tty, &directory.join("tty.log")));
+    let mut report = steps::run(scenario, &mut alone, &console, getty.transpose()?.as_ref(), None);
     drop(alone);
-    report.file_systems = disks::check(&scenario.guest, &disks);
+    report.file_systems = disks::check(&scenario.guest, &images);
     Ok(report)
 }
 
@@ -52,6 +63,22 @@ impl Machine for Alone {
 
     fn roll_back(&mut self) -> Result<HandOver> {
         bail!("a handover that fails needs a host in the scenario")
+    }
+
+    fn refuse(&mut self, trouble: Trouble) -> Result<Duration> {
+        bail!("{trouble} needs a host in the scenario")
+    }
+
+    fn wanted(&mut self) -> Result<()> {
+        bail!("without a host nobody asks for a device back")
+    }
+
+    fn failed(&mut self) -> Result<()> {
+        bail!("without a host no device of the host's fails")
+    }
+
+    fn orphan(&mut self) -> Result<Duration> {
+        bail!("a source that dies needs a host in the scenario")
     }
 
     fn balloon(&mut self, _bytes: u64) -> Result<()> {
@@ -78,6 +105,10 @@ impl Machine for Alone {
     }
 
     fn descriptors(&self) -> Option<u64> {
+        None
+    }
+
+    fn locked(&self) -> Option<u64> {
         None
     }
 }

@@ -5,9 +5,9 @@
 //! 3. A connection that ends is taken up again as soon as the socket takes one, and counted.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -18,9 +18,9 @@ use guest_init::frame::{Frame, Kind};
 use guest_init::status::Status;
 use guest_init::stream::{StreamReader, StreamStats};
 
+use super::client::{self, Event, RETRY};
 use super::report::Pings;
 
-const RETRY: Duration = Duration::from_millis(20);
 const PING_EVERY: Duration = Duration::from_millis(200);
 /// On a busy machine a serial port under TCG does a hundred bytes a second.
 const ANSWER_WITHIN: Duration = Duration::from_secs(90);
@@ -40,6 +40,7 @@ pub struct Reading {
 struct Shared {
     reader: StreamReader,
     writer: Option<UnixStream>,
+    connected_before: bool,
     kernel_messages: Vec<String>,
     pinging: bool,
     pings: Pings,
@@ -63,7 +64,7 @@ impl Console {
         let (sender, replies) = mpsc::channel();
         let log = File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let (reading, socket) = (Arc::clone(&shared), socket.to_owned());
-        thread::spawn(move || read(&reading, &socket, log, &sender));
+        thread::spawn(move || client::follow(&socket, log, |event| see(&reading, event, &sender)));
         let pinging = Arc::clone(&shared);
         thread::spawn(move || ping(&pinging));
         Ok(Self { shared, replies })
@@ -168,38 +169,29 @@ impl Shared {
     }
 }
 
-fn read(shared: &Mutex<Shared>, socket: &PathBuf, mut log: File, replies: &mpsc::Sender<String>) {
-    let mut connected_before = false;
-    let mut buffer = [0; 4096];
-    loop {
-        if lock(shared).closing {
-            return;
+fn see(shared: &Mutex<Shared>, event: Event, replies: &mpsc::Sender<String>) -> bool {
+    let mut state = lock(shared);
+    match event {
+        Event::Unconnected => return !state.closing,
+        Event::Connected(writer) => {
+            if state.connected_before {
+                state.reader.reconnected();
+            }
+            state.connected_before = true;
+            state.writer = Some(writer);
         }
-        let pair = UnixStream::connect(socket).and_then(|stream| Ok((stream.try_clone()?, stream)));
-        let Ok((writer, mut stream)) = pair else {
-            thread::sleep(RETRY);
-            continue;
-        };
-        let mut state = lock(shared);
-        if connected_before {
-            state.reader.reconnected();
-        }
-        connected_before = true;
-        state.writer = Some(writer);
-        drop(state);
-        while let Ok(length @ 1..) = stream.read(&mut buffer) {
-            let _ = log.write_all(&buffer[..length]);
-            let mut state = lock(shared);
-            for frame in state.reader.feed(&buffer[..length]) {
+        Event::Bytes(bytes) => {
+            for frame in state.reader.feed(bytes) {
                 if let Some(reply) = state.take(frame)
                     && replies.send(reply).is_err()
                 {
-                    return;
+                    return false;
                 }
             }
         }
-        lock(shared).writer = None;
+        Event::Ended => state.writer = None,
     }
+    true
 }
 
 fn ping(shared: &Mutex<Shared>) {

@@ -12,6 +12,8 @@ const CONTROL: &str = "/dev/mapper/control";
 const DIRECTORY: &str = "/dev/mapper";
 /// The version of the interface that is spoken (linux/dm-ioctl.h).
 const VERSION: [u32; 3] = [4, 0, 0];
+/// `DM_SUSPEND_FLAG`, and `DM_SKIP_LOCKFS_FLAG`: no file system of the host's is on it.
+const SUSPEND: u32 = 1 << 1 | 1 << 10;
 
 /// `struct dm_ioctl`.
 #[repr(C)]
@@ -85,6 +87,11 @@ fn put(field: &mut [u8], text: &str) {
     field[..room].iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
 }
 
+fn control() -> Result<File> {
+    let control = File::options().read(true).write(true).open(CONTROL);
+    control.with_context(|| format!("opening {CONTROL}"))
+}
+
 /// Where the slow device of this name is.
 pub fn path(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
@@ -96,8 +103,7 @@ pub fn make(name: &str, device: &Path, by: Duration) -> Result<()> {
         Path::new("/sys/class/block").join(device.file_name().unwrap_or_default()).join("size"),
     )
     .with_context(|| format!("reading how large {} is", device.display()))?;
-    let control = File::options().read(true).write(true).open(CONTROL);
-    let control = control.with_context(|| format!("opening {CONTROL}"))?;
+    let control = control()?;
     let mut create = Request::new(name);
     put(&mut create.header.uuid, &format!("lab-{name}"));
     create.make(&control, ioctl::dev_create).context("making a device-mapper device")?;
@@ -114,6 +120,28 @@ pub fn make(name: &str, device: &Path, by: Duration) -> Result<()> {
     resume.make(&control, ioctl::dev_suspend).context("starting it")?;
     let node = format!("/dev/dm-{}", libc::minor(resume.header.dev));
     symlink(&node, path(name)).with_context(|| format!("naming {node}"))
+}
+
+/// A slow device that answers nothing that comes while this lives.
+pub struct Stall(String);
+
+/// Has the slow device of this name answer what it has, and nothing more.
+pub fn stall(name: &str) -> Result<Stall> {
+    let mut suspend = Request::new(name);
+    suspend.header.flags = SUSPEND;
+    suspend.make(&control()?, ioctl::dev_suspend).with_context(|| format!("stalling {name}"))?;
+    Ok(Stall(name.to_owned()))
+}
+
+impl Drop for Stall {
+    /// It goes on with all that has come meanwhile.
+    fn drop(&mut self) {
+        let resumed =
+            control().and_then(|control| Ok(Request::new(&self.0).make(&control, ioctl::dev_suspend)?));
+        if let Err(error) = resumed {
+            println!("resuming {}: {error:#}", self.0);
+        }
+    }
 }
 
 #[cfg(test)]

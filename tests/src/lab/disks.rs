@@ -1,7 +1,7 @@
 //! The images of a guest's disks.
 //!
 //! A guest on QEMU itself has them as its disks; with a host between, the host has them, and the guest has the host's
-//! block devices. Either way they lie outside afterwards, where they can be checked.
+//! block devices, or the host's NVMe disks themselves, which are [`assigned`] to it. Either way they lie outside afterwards, where they can be checked.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,47 +10,76 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::assigned::{self, Assigned};
 use super::delay;
 use super::scenario::{Disk, Guest};
 
-/// The device that a machine's disk is, in the order of the images.
-pub fn device(index: usize) -> String {
-    format!("vd{}", char::from(b'a' + index as u8))
+/// The device that a guest's root is, and that the host has it as.
+pub const ROOT: &str = "vda";
+
+/// The device that one of a guest's disks under load is, and that the host has it as. A root comes before them.
+pub fn device(guest: &Guest, index: usize) -> String {
+    nth(index + usize::from(guest.root.is_some()))
+}
+
+/// The block device that comes after so many others.
+pub fn nth(before: usize) -> String {
+    format!("vd{}", char::from(b'a' + before as u8))
 }
 
 /// Where the host has a guest's disk.
-pub fn path(index: usize, disk: &Disk) -> PathBuf {
-    if disk.delay_ms > 0 { delay::path(&device(index)) } else { Path::new("/dev").join(device(index)) }
+pub fn path(guest: &Guest, index: usize, disk: &Disk) -> PathBuf {
+    let device = device(guest, index);
+    if disk.delay_ms > 0 { delay::path(&device) } else { Path::new("/dev").join(device) }
 }
 
 /// Makes those slow, in the host, that are to be.
 pub fn slow_down(guest: &Guest) -> Result<()> {
     for (index, disk) in guest.disks.iter().enumerate().filter(|(_, disk)| disk.delay_ms > 0) {
-        let (name, by) = (device(index), Duration::from_millis(disk.delay_ms));
+        let (name, by) = (device(guest, index), Duration::from_millis(disk.delay_ms));
         delay::make(&name, &Path::new("/dev").join(&name), by)
             .with_context(|| format!("slowing {name} down"))?;
     }
     Ok(())
 }
 
-/// Makes the images of a guest's disks in a directory, new ones each time.
+/// How many of a guest's disks are virtio disks, which come before those that are assigned to it.
+pub fn virtio(guest: &Guest) -> usize {
+    guest.disks.len() + usize::from(guest.root.is_some())
+}
+
+/// Makes the images of a guest's disks in a directory, new ones each time: that of its root first, those that are assigned
+/// to it last.
 pub fn make(directory: &Path, guest: &Guest) -> Result<Vec<PathBuf>> {
-    let image = |(index, disk): (usize, &Disk)| {
-        let path = directory.join(format!("{}.img", device(index)));
-        let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-        file.set_len(disk.size_mib << 20).with_context(|| format!("sizing {}", path.display()))?;
-        if disk.ext4 {
-            tool("mke2fs", &["-q", "-F", "-t", "ext4"], &path)?;
-        }
-        Ok(path)
+    let root = guest.root.map(|root| {
+        let path = directory.join(format!("{ROOT}.img"));
+        root.copy(&path).map(|()| path)
+    });
+    let virtio =
+        |(index, disk): (usize, &Disk)| image(directory, &device(guest, index), disk.size_mib, disk.ext4);
+    let nvme = |(index, disk): (usize, &Assigned)| {
+        image(directory, &assigned::block_device(index), disk.size_mib, disk.ext4)
     };
-    guest.disks.iter().enumerate().map(image).collect()
+    let virtio = root.into_iter().chain(guest.disks.iter().enumerate().map(virtio));
+    virtio.chain(guest.assigned.iter().enumerate().map(nvme)).collect()
+}
+
+fn image(directory: &Path, device: &str, size_mib: u64, ext4: bool) -> Result<PathBuf> {
+    let path = directory.join(format!("{device}.img"));
+    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    file.set_len(size_mib << 20).with_context(|| format!("sizing {}", path.display()))?;
+    if ext4 {
+        tool("mke2fs", &["-q", "-F", "-t", "ext4"], &path)?;
+    }
+    Ok(path)
 }
 
 /// What is wrong with the file systems on the images, once the guest has powered off.
 pub fn check(guest: &Guest, images: &[PathBuf]) -> Vec<String> {
-    let with_ext4 = guest.disks.iter().zip(images).filter(|(disk, _)| disk.ext4);
-    with_ext4
+    let ext4 = guest.root.iter().map(|_| true).chain(guest.disks.iter().map(|disk| disk.ext4));
+    let ext4 = ext4.chain(guest.assigned.iter().map(|disk| disk.ext4));
+    ext4.zip(images)
+        .filter(|(ext4, _)| *ext4)
         .filter_map(|(_, image)| tool("e2fsck", &["-f", "-n"], image).err())
         .map(|error| format!("{error:#}"))
         .collect()
@@ -84,6 +113,20 @@ mod tests {
             "kernel = 'lab'\ncpus = 1\nmemory = '1G'\ndisks = [{ size-mib = 4 }, { size-mib = 8, ext4 = true }]",
         )
         .unwrap()
+    }
+
+    #[test]
+    fn assigned_disks_come_after_all_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = "assigned = [{ size-mib = 8, ext4 = true }]";
+        let mut guest = guest();
+        guest.assigned = toml::from_str::<toml::Table>(text).unwrap()["assigned"].clone().try_into().unwrap();
+        let images = make(directory.path(), &guest).unwrap();
+        assert_eq!(images.len(), 3);
+        assert_eq!(images[virtio(&guest)..], [directory.path().join("nvme0n1.img")]);
+        let image = File::options().write(true).open(&images[2]).unwrap();
+        image.write_all_at(&vec![0; 64 << 10], 4096).unwrap();
+        assert_eq!(check(&guest, &images).len(), 1);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use guest_init::early;
 
 use super::cpio::Cpio;
 use super::scenario::{Guest, Kernel, Scenario};
-use super::{modules, units};
+use super::{assigned, modules, units};
 use crate::harness::host::binary;
 
 /// What a test guest needs besides what its kernel has built in: the power button, and the drivers of its devices.
@@ -23,6 +23,10 @@ const HOST_MODULES: [&str; 2] = ["kvm_amd", "kvm_intel"];
 /// What a machine with a network needs besides.
 const NET_MODULES: [&str; 4] = ["virtio_pci", "virtio_net", "tun", "vhost_net"];
 
+/// What a machine with an NVMe disk needs besides, and a host that assigns it.
+const ASSIGNED_MODULES: [&str; 5] = ["nvme", "crc32c_generic", "ext4", "vfio_iommu_type1", "vfio_pci"];
+/// What a userland of its own needs besides: systemd mounts some file systems when they are first used.
+const ROOT_MODULES: [&str; 1] = ["autofs4"];
 /// What a machine with AF_VSOCK sockets needs besides.
 const VSOCK_MODULES: [&str; 3] = ["virtio_pci", "vmw_vsock_virtio_transport", "vhost_vsock"];
 
@@ -37,15 +41,20 @@ pub const COMMANDS: &str = "/bin";
 
 /// The image of a kernel, fetched or built by `scripts/lab-kernel` if it is not at hand.
 pub fn kernel(kernel: Kernel) -> Result<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/lab-kernel");
+    script("lab-kernel", &kernel.to_string())
+}
+
+/// The path of what one of the repository's scripts has at hand, or makes, by the name that the script knows it by.
+pub fn script(name: &str, what: &str) -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts").join(name);
     let output = Command::new(&script)
-        .arg(kernel.to_string())
+        .arg(what)
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("running {}", script.display()))?;
     let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if !output.status.success() || path.is_empty() {
-        bail!("no {kernel} kernel: {} ended with {}", script.display(), output.status);
+        bail!("{} {what} ended with {}", script.display(), output.status);
     }
     Ok(path.into())
 }
@@ -87,8 +96,14 @@ pub fn host(
 /// The modules that are always needed, and those that the guest's devices need.
 fn modules_of(guest: &Guest, always: &[&'static str]) -> Vec<&'static str> {
     let mut names = always.to_vec();
-    if !guest.disks.is_empty() {
+    if !guest.disks.is_empty() || guest.root.is_some() {
         names.extend(DISK_MODULES);
+    }
+    if !assigned::kinds(guest).is_empty() {
+        names.extend(ASSIGNED_MODULES);
+    }
+    if guest.root.is_some() {
+        names.extend(ROOT_MODULES);
     }
     if guest.net.is_some() {
         names.extend(NET_MODULES);
@@ -99,7 +114,8 @@ fn modules_of(guest: &Guest, always: &[&'static str]) -> Vec<&'static str> {
     names
 }
 
-fn create(path: &Path) -> Result<Cpio<BufWriter<File>>> {
+/// Begins a RAM disk in a file.
+pub fn create(path: &Path) -> Result<Cpio<BufWriter<File>>> {
     let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     Ok(Cpio::new(BufWriter::new(file))?)
 }

@@ -5,28 +5,49 @@
 //! 2. Outside, [`host`] starts QEMU on an initial RAM disk that holds all that is needed ([`image`], [`cpio`],
 //!    [`modules`]) and the guest's [`disks`], keeps the console and gives up at the scenario's bound.
 //! 3. Inside, [`init`] is the host's first process and [`inside`] takes the guest through the scenario's steps ([`steps`]):
-//!    [`owner`] runs the two commands, [`console`] is the client of the guest's serial socket,
-//!    [`net`] of its network, [`vsock`] of its sockets; [`delay`] makes disks slow.
+//!    [`owner`] runs the two [`commands`], [`console`] is the client of the guest's serial socket,
+//!    [`net`] of its network, [`vsock`] of its sockets; [`delay`] makes disks slow, [`trouble`] what
+//!    handovers are refused for, [`faults`] targets that fail.
 //! 4. What was seen is one [`report`]; [`judge`] says what in it is wrong.
 //! 5. Unit tests that need such a host run on it too ([`units`]).
-//! 6. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
+//! 6. A guest may have a [`root`] file system with a userland of its own; [`getty`] is the client of its console.
+//! 7. Devices of the host's may be [`assigned`] to the guest: [`vfio`] binds them and gives them back, [`host_log`] is what
+//!    the host's kernel says of them meanwhile, [`aer`] has one fail.
+//! 8. Two guests on a host go through the same steps at the same time ([`meeting`]).
+//! 9. Of a guest that falls silent [`autopsy`] tells where its vCPUs stand.
+//! 10. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
 
+pub mod aer;
 pub mod alone;
+pub mod assigned;
+pub mod autopsy;
+pub mod client;
+pub mod commands;
 pub mod console;
 pub mod cpio;
 pub mod delay;
 pub mod disks;
+pub mod faults;
+pub mod getty;
 pub mod host;
+pub mod host_log;
 pub mod image;
 pub mod init;
 pub mod inside;
 pub mod judge;
+pub mod meeting;
 pub mod modules;
 pub mod net;
 pub mod owner;
+pub mod paths;
 pub mod qemu;
 pub mod report;
+pub mod root;
 pub mod scenario;
 pub mod steps;
+pub mod threads;
+pub mod trouble;
 pub mod units;
+pub mod vfio;
 pub mod vsock;
+pub mod watch;

@@ -1,6 +1,6 @@
 //! A network with the guest: a tap, a ping every 2 ms, a TCP stream that is checked both ways.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -24,13 +24,23 @@ pub const TAP: &str = "cpr0";
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// The guest's Ethernet address, which is QEMU's first too.
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+/// The same as QEMU and `cpr-load` take it.
+pub fn mac() -> String {
+    MAC.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// That of the host's own card, on a wire with one that is assigned to the guest.
+pub const HOST_MAC: &str = "52:54:00:12:34:57";
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PING_EVERY: Duration = Duration::from_millis(2);
 /// Pings that may be on their way at once. A tap holds a thousand; the guest's kernel drops its own answers when 172 of
 /// them (what fits in the send buffer of its ICMP socket) wait to be sent.
 const OUTSTANDING: u64 = 128;
-/// How long pings wait for an answer when so many are on their way.
+/// How long pings wait for an answer when so many are on their way. Then they may all be lost, and the guest is asked with
+/// single ones: more than the queues on the way hold would be lost by themselves.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is asked then.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 /// Bytes of answers that may wait to be read.
 const RECEIVE_BUFFER: usize = 16 << 20;
 /// Messages of the TCP stream that are on their way at once.
@@ -79,20 +89,44 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Enters a network namespace of its own and makes the tap in it, before the guest's machine starts.
+/// Enters a network namespace of its own and makes the tap in it, or sets up the host's own card on the wire with the
+/// guest's, before the guest's machine starts.
 pub fn prepare(net: &Net) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET)
-        .context("entering a network namespace (the lab's networks need root)")?;
-    let tun =
-        OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("opening /dev/net/tun")?;
-    let mut request = link::request(TAP)?;
-    let several = if net.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as i16;
-    attach(&tun, &request).with_context(|| format!("making the tap {TAP}"))?;
-    link::up(TAP, HOST).with_context(|| format!("setting up the tap {TAP}"))?;
+    let interface = if net.card.is_some() {
+        let card = own_card()?;
+        link::up(&card, HOST).with_context(|| format!("setting up {card}"))?;
+        card
+    } else {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .context("entering a network namespace (the lab's networks need root)")?;
+        make(TAP, net.queues, HOST)?;
+        TAP.to_owned()
+    };
     // A tap that loses its owner for a while takes what was learnt with it, and what waits for an answer to "who has"
     // is overtaken by what comes after the answer.
-    link::neighbour(TAP, GUEST, MAC).context("saying which address the guest has")
+    link::neighbour(&interface, GUEST, MAC).context("saying which address the guest has")
+}
+
+/// The interface that has the address of the host's own card.
+fn own_card() -> Result<String> {
+    let classes = fs::read_dir("/sys/class/net").context("listing the network interfaces")?;
+    let is_own = |entry: &DirEntry| {
+        fs::read_to_string(entry.path().join("address")).is_ok_and(|address| address.trim() == HOST_MAC)
+    };
+    let own =
+        classes.flatten().find(is_own).context("the host has no card of its own on the guest's wire")?;
+    Ok(own.file_name().to_string_lossy().into_owned())
+}
+
+/// Makes a tap that stays, for so many queues, and gives it its address.
+pub fn make(name: &str, queues: u16, address: Ipv4Addr) -> Result<()> {
+    let tun =
+        OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("opening /dev/net/tun")?;
+    let mut request = link::request(name)?;
+    let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as i16;
+    attach(&tun, &request).with_context(|| format!("making the tap {name}"))?;
+    link::up(name, address).with_context(|| format!("setting up the tap {name}"))
 }
 
 fn attach(tun: &File, request: &libc::ifreq) -> Result<()> {
@@ -143,8 +177,9 @@ impl Network {
         let seen = Arc::clone(&self.seen);
         thread::spawn(move || {
             let mut due = Instant::now();
+            let mut sent = due;
             for number in 0.. {
-                while lock(&seen).is_waiting(number) {
+                while lock(&seen).is_waiting(number, sent) {
                     thread::sleep(PING_EVERY);
                     due = Instant::now();
                 }
@@ -152,6 +187,7 @@ impl Network {
                     return;
                 }
                 let _ = out.send_to(&echo_request(number), (GUEST, 0));
+                sent = Instant::now();
                 due += PING_EVERY;
                 thread::sleep(due.saturating_duration_since(Instant::now()));
             }
@@ -214,9 +250,10 @@ impl Drop for Network {
 }
 
 impl Seen {
-    /// Whether a ping is to wait until earlier ones are answered.
-    fn is_waiting(&self, number: u64) -> bool {
-        number >= self.next + OUTSTANDING && self.answered.elapsed() < PATIENCE
+    /// Whether a ping is to wait until earlier ones are answered, the last of which was sent then.
+    fn is_waiting(&self, number: u64, sent: Instant) -> bool {
+        let silent = self.answered.elapsed() >= PATIENCE;
+        number >= self.next + OUTSTANDING && !(silent && sent.elapsed() >= ASK_EVERY)
     }
 
     fn answer(&mut self, number: u64) {
@@ -290,5 +327,20 @@ mod tests {
             seen.answer(number);
         }
         assert_eq!((seen.report.answers, seen.report.lost, seen.report.reordered), (5, 1, 1));
+    }
+
+    #[test]
+    fn a_guest_that_is_silent_is_asked_slowly() {
+        let now = Instant::now();
+        let long_ago = now.checked_sub(2 * PATIENCE).unwrap();
+        let seen = |answered| Seen { report: NetReport::default(), next: 10, answered, echoed: now };
+        for (number, answered, sent, waits) in [
+            (9 + OUTSTANDING, now, now, false),
+            (10 + OUTSTANDING, now, long_ago, true),
+            (10 + OUTSTANDING, long_ago, now, true),
+            (10 + OUTSTANDING, long_ago, long_ago, false),
+        ] {
+            assert_eq!(seen(answered).is_waiting(number, sent), waits, "{number} {answered:?} {sent:?}");
+        }
     }
 }

@@ -1,140 +1,334 @@
-//! Runs the two commands inside the lab's host: `cpr-load`, which owns the guest, and `cpr-save`, which hands it over.
+//! The process that owns a guest inside the lab's host: it is booted, handed over, tried in vain, and ends.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ExitStatus};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use vmm_core::cpr::transfer::message::{Message, State};
 use vmm_core::monitor::client::Client;
 
-use super::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL};
+use super::commands::{WITHIN, downtime, is_in_source, load, phases, save, status, unix, until};
+use super::image::{GUEST_INITRD, GUEST_KERNEL};
+use super::meeting::Meeting;
+use super::paths::{RUNTIME, log, ram, serial, serial_log, state_file, tty};
 use super::scenario::{Backing, Disk, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
-use super::{disks, net, vsock};
-use crate::harness::proxy::{Action, Proxy};
-
-const NAME: &str = "vm1";
-const RUNTIME: &str = "/run/cpr";
-const LOGS: &str = "/run/log";
-const WITHIN: Duration = Duration::from_secs(30);
+use super::trouble::Trouble;
+use super::{aer, assigned, autopsy, disks, faults, net, paths, threads, vfio, vsock};
 
 /// The process that owns the guest, whichever it is by now.
 pub struct Owner {
+    /// The guest's name.
+    pub(super) name: &'static str,
     process: Child,
     started: u32,
+    /// Whether processes that are started may lock little memory only.
+    pub(super) confined: bool,
+    /// The first of its devices that is the host's, until it is asked back.
+    device: Option<String>,
+    /// Whether its RAM goes into the file when it is saved to one.
+    copied: bool,
+    /// With whom it does what they do at the same time.
+    meeting: Option<Arc<Meeting>>,
 }
 
 impl Owner {
-    /// Boots the guest cold.
-    pub fn boot(guest: &Guest) -> Result<Self> {
-        fs::create_dir_all(RUNTIME)?;
-        fs::create_dir_all(LOGS)?;
+    /// Boots a guest cold, with devices of the host's from this one on.
+    pub fn boot(
+        name: &'static str,
+        guest: &Guest,
+        first: usize,
+        meeting: Option<Arc<Meeting>>,
+    ) -> Result<Self> {
         let backing = match guest.backing {
             Backing::Memfd => "memfd".to_owned(),
-            Backing::File => format!("file,path=/dev/shm/{NAME}"),
+            Backing::File => format!("file,path={}", ram(name).display()),
         };
-        let mut arguments = vec![
-            "boot".to_owned(),
-            format!("--name={NAME}"),
-            format!("--cpus={}", guest.cpus),
-            format!("--memory=size={},backing={backing}", guest.memory),
-            format!("--kernel={GUEST_KERNEL}"),
-            format!("--initrd={GUEST_INITRD}"),
-            format!("--cmdline={}", guest.cmdline()),
-            match guest.console {
-                Terminal::Serial => format!("--serial=unix:{}", serial().display()),
-                Terminal::Virtio => format!("--device=virtio-serial-pci,console=unix:{}", serial().display()),
-            },
-        ];
-        let disk = |(index, disk): (usize, &Disk)| {
-            let direct = if disk.delay_ms > 0 { ",direct=on" } else { "" };
-            format!("--device=virtio-blk-pci,path={}{direct}", disks::path(index, disk).display())
-        };
-        arguments.extend(guest.disks.iter().enumerate().map(disk));
-        arguments.extend(guest.net.iter().map(|net| {
-            let vhost = if net.vhost { ",vhost=on" } else { "" };
-            let mac = net::MAC.map(|byte| format!("{byte:02x}")).join(":");
-            format!("--device=virtio-net-pci,tap={},mac={mac},queues={}{vhost}", net::TAP, net.queues)
-        }));
-        if guest.vsock {
-            arguments.push(format!("--device=vhost-vsock-pci,guest-cid={}", vsock::GUEST));
-        }
-        arguments.extend(guest.devices.iter().map(|device| format!("--device={device}")));
-        let process = load(&arguments, 0)?;
-        Ok(Self { process, started: 1 })
+        let (arguments, given) = arguments(name, guest, first, &backing)?;
+        let process = load(name, &arguments, 0, false)?;
+        drop(given);
+        let device = Some(assigned::place(guest, first, 0).to_string());
+        let copied = guest.backing == Backing::Memfd;
+        Ok(Self { name, process, started: 1, confined: false, device, copied, meeting })
     }
 
-    /// Prints what each process said.
+    /// Prints what each process said, and what the one that has the guest does: a while apart, so that it shows what does not
+    /// go on.
     pub fn show_logs(&self) {
+        for _ in 0..2 {
+            threads::show(self.process.id());
+            std::thread::sleep(Duration::from_secs(1));
+        }
         for index in 0..self.started {
-            let path = log(index);
+            let path = log(self.name, index);
             println!("--- {}", path.display());
             print!("{}", fs::read_to_string(path).unwrap_or_default());
         }
         println!("---");
     }
 
-    fn resume(&mut self, from: &str) -> Result<Child> {
-        self.started += 1;
-        load(&["resume".to_owned(), format!("--from={from}")], self.started - 1)
+    /// Saves a guest that fell silent, prints where its vCPUs stand, and loads it again.
+    pub fn examine(&mut self) -> Result<()> {
+        let file = state_file(self.name);
+        self.save_to(&file)?;
+        let printed = autopsy::print(&file, &ram(self.name));
+        self.load_from(&file)?;
+        printed
     }
 
-    /// Waits for the process that gave its guest away to end, and puts the next owner in its place.
-    fn replace(&mut self, next: Child) -> Result<()> {
+    fn monitor(&self) -> Result<Client> {
+        let socket = Path::new(RUNTIME).join(format!("{}.sock", self.name));
+        Ok(Client::connect_within(&socket, WITHIN)?)
+    }
+
+    /// The process that has the guest.
+    pub(super) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Starts a process that waits for the guest at this socket; gives both, once it listens.
+    pub(super) fn target(&mut self, which: &str) -> Result<(Child, PathBuf)> {
+        let incoming = paths::meeting(self.name, which);
+        let target = self.resume(&unix(&incoming))?;
+        until("the target to listen", || Ok(incoming.exists().then_some(())))?;
+        Ok((target, incoming))
+    }
+
+    /// Takes the next owner in the place of one that must have been killed.
+    pub(super) fn inherit(&mut self, next: Child) -> Result<()> {
+        self.replace(next, |status| status.signal() == Some(Signal::SIGKILL as i32))
+    }
+
+    /// Starts a process that waits for the guest, or loads it.
+    pub(super) fn resume(&mut self, from: &str) -> Result<Child> {
+        self.started += 1;
+        load(self.name, &["resume".to_owned(), format!("--from={from}")], self.started - 1, self.confined)
+    }
+
+    /// Puts the next owner in the place of a source, which must end, and as it should.
+    fn replace(&mut self, next: Child, as_it_should: fn(&ExitStatus) -> bool) -> Result<()> {
         let mut source = std::mem::replace(&mut self.process, next);
         match exit(&mut source, WITHIN)? {
-            Some(status) if status.success() => Ok(()),
-            Some(status) => bail!("the source gave its guest away and ended with {status}"),
+            Some(status) if as_it_should(&status) => Ok(()),
+            Some(status) => bail!("the source, whose guest is another's, ended with {status}"),
             None => {
+                threads::show(source.id());
                 source.kill()?;
-                bail!("the source gave its guest away and did not end within {WITHIN:?}")
+                bail!("the source, whose guest is another's, did not end within {WITHIN:?}")
             }
         }
     }
 
     fn transfer(&mut self) -> Result<Value> {
-        let incoming = format!("{RUNTIME}/{NAME}.in");
-        let target = self.resume(&format!("unix:{incoming}"))?;
-        until("the target to listen", || Ok(Path::new(&incoming).exists().then_some(())))?;
-        let report = save(&["transfer", NAME, "--to", &format!("unix:{incoming}")])?;
-        self.replace(target)?;
+        let name = self.name;
+        let (target, incoming) = self.target("in")?;
+        let report = save(&["transfer", name, "--to", &unix(&incoming)])?;
+        self.replace(target, ExitStatus::success)?;
         Ok(report)
     }
 
-    fn reboot(&mut self) -> Result<Value> {
-        let file = format!("file:{RUNTIME}/{NAME}.state");
-        save(&["reboot", NAME, "--to", &file])?;
-        let source_ended = exit(&mut self.process, WITHIN)?;
-        if source_ended.is_none_or(|status| !status.success()) {
-            bail!("the source saved its guest and then: {source_ended:?}");
+    /// Tries a handover that must fail and leave the guest here; gives what was said.
+    pub fn try_in_vain(&mut self, mode: Mode) -> Result<String> {
+        const BOUND: &str = "--downtime-limit=3000";
+        let name = self.name;
+        let incoming = paths::meeting(name, "vain");
+        let before = status(name)?["run-state"].clone();
+        let mut target = None;
+        let done = match mode {
+            Mode::Transfer => {
+                target = Some(self.target("vain")?.0);
+                save(&["transfer", name, "--to", &unix(&incoming), BOUND])
+            }
+            Mode::Exec => save(&["exec", name, BOUND]),
+            Mode::Reboot => save(&["reboot", name, "--to", &format!("file:{RUNTIME}/{name}.vain"), BOUND]),
+        };
+        let Err(error) = done else { bail!("{mode} was not refused") };
+        let (said, after) = (format!("{error:#}"), status(name)?["run-state"].clone());
+        if let Some(target) = &mut target {
+            // Where something stands in the way, the target hears nothing, and waits on.
+            let waits = said.contains("exit status: 3");
+            let ended = if waits { None } else { exit(target, WITHIN)? };
+            if ended.is_none() {
+                target.kill()?;
+                target.wait()?;
+                // A target that was connected to has removed it.
+                let _ = fs::remove_file(&incoming);
+            }
+            if !waits && ended.is_none_or(|status| status.success()) {
+                bail!("the target of a handover that failed goes on: {said}");
+            }
         }
-        self.process = self.resume(&file)?;
+        if !is_in_source(&said) || before != after {
+            bail!("the guest was {before}, and is {after} after {mode} was refused: {said}");
+        }
+        Ok(said)
+    }
+
+    fn reboot(&mut self) -> Result<Value> {
+        let file = state_file(self.name);
+        self.save_to(&file)?;
+        self.load_from(&file)
+    }
+
+    fn save_to(&mut self, file: &Path) -> Result<()> {
+        let to = format!("file:{}", file.display());
+        let copied: &[&str] = if self.copied { &["--copy-ram"] } else { &[] };
+        let said = save(&[&["reboot", self.name, "--to", &to][..], copied].concat())?;
+        if self.copied {
+            let (ram, length) = (&said["report"]["ram-copied"], fs::metadata(file)?.len());
+            let phases = phases(&said)?;
+            let took = phases.iter().find(|time| time.phase == "copy RAM").map_or(0, |time| time.us / 1000);
+            println!("  {ram} bytes of RAM in a file of {length}, in {took} ms");
+        }
+        match exit(&mut self.process, WITHIN)? {
+            Some(status) if status.success() => Ok(()),
+            ended => bail!("the source saved its guest and then: {ended:?}"),
+        }
+    }
+
+    fn load_from(&mut self, file: &Path) -> Result<Value> {
+        self.process = self.resume(&format!("file:{}", file.display()))?;
         let loaded = |status: &Value| ["running", "paused"].iter().any(|state| status["run-state"] == *state);
-        until("the guest to be loaded", || Ok(status().ok().filter(loaded)))
+        until("the guest to be loaded", || Ok(status(self.name).ok().filter(loaded)))
     }
 }
 
+/// How `cpr-load` is asked to boot a guest with such RAM; and the descriptors that are given to it.
+fn arguments(name: &str, guest: &Guest, first: usize, backing: &str) -> Result<(Vec<String>, Vec<File>)> {
+    let mut arguments = vec![
+        "boot".to_owned(),
+        format!("--name={name}"),
+        format!("--cpus={}", guest.cpus),
+        format!("--memory=size={},backing={backing}", guest.memory),
+        format!("--kernel={GUEST_KERNEL}"),
+        format!("--initrd={GUEST_INITRD}"),
+        format!("--cmdline={}", guest.cmdline()),
+        match guest.console {
+            Terminal::Serial => format!("--serial=unix:{}", serial(name).display()),
+            Terminal::Virtio => {
+                format!("--device=virtio-serial-pci,console=unix:{}", serial(name).display())
+            }
+        },
+    ];
+    if guest.root.is_none() && guest.console == Terminal::Virtio {
+        arguments.push(format!("--serial=file:{}", serial_log(name).display()));
+    }
+    if guest.root.is_some() {
+        arguments.push(format!("--serial=unix:{}", tty(name).display()));
+        arguments.push(format!("--device=virtio-blk-pci,path=/dev/{}", disks::ROOT));
+    }
+    let disk = |(index, disk): (usize, &Disk)| {
+        let direct = if disk.delay_ms > 0 { ",direct=on" } else { "" };
+        let (id, path) = (disks::device(guest, index), disks::path(guest, index, disk));
+        format!("--device=virtio-blk-pci,id={id},path={}{direct}", path.display())
+    };
+    arguments.extend(guest.disks.iter().enumerate().map(disk));
+    let mut given = Vec::new();
+    for (index, mut argument) in assigned::arguments(guest, first).enumerate() {
+        if guest.assigned.get(index).is_some_and(|disk| disk.given) {
+            let files = vfio::give(&assigned::place(guest, first, index).to_string())?;
+            let [device, iommufd] = files.each_ref().map(AsRawFd::as_raw_fd);
+            argument = format!("{argument},fd={device},iommufd-fd={iommufd}");
+            given.extend(files);
+        }
+        arguments.push(argument);
+    }
+    arguments.extend(guest.net.iter().filter(|net| net.card.is_none()).map(|net| {
+        let vhost = if net.vhost { ",vhost=on" } else { "" };
+        let (tap, mac, queues) = (net::TAP, net::mac(), net.queues);
+        format!("--device=virtio-net-pci,tap={tap},mac={mac},queues={queues}{vhost}")
+    }));
+    if guest.vsock {
+        arguments.push(format!("--device=vhost-vsock-pci,guest-cid={}", vsock::GUEST));
+    }
+    arguments.extend(guest.devices.iter().map(|device| format!("--device={device}")));
+    Ok((arguments, given))
+}
+
+/// Tries to boot a guest with assigned devices and its RAM in a file on its first disk, which cannot be pinned.
+pub fn refuse_ram_on_disk(name: &str, guest: &Guest, first: usize) -> Result<()> {
+    let (disk, at) = (Path::new("/dev").join(disks::nth(0)), Path::new("/run/disk"));
+    fs::create_dir_all(at)?;
+    mount(Some(&disk), at, Some("ext4"), MsFlags::empty(), None::<&str>)
+        .with_context(|| format!("mounting {}", disk.display()))?;
+    let ram = at.join("ram");
+    let booted = || -> Result<(Option<ExitStatus>, String)> {
+        // The disk is the host's meanwhile.
+        let guest = Guest { disks: Vec::new(), ..guest.clone() };
+        let (arguments, _given) = arguments(name, &guest, first, &format!("file,path={}", ram.display()))?;
+        let mut process = load(name, &arguments, 0, false)?;
+        let ended = exit(&mut process, WITHIN)?;
+        if ended.is_none() {
+            process.kill()?;
+            process.wait()?;
+        }
+        Ok((ended, fs::read_to_string(log(name, 0))?))
+    };
+    let booted = booted();
+    if ram.exists() {
+        fs::remove_file(&ram).context("removing the RAM's file")?;
+    }
+    umount2(at, MntFlags::empty()).with_context(|| format!("unmounting {}", disk.display()))?;
+    let (ended, said) = booted?;
+    println!("  refused: {}", said.lines().last().unwrap_or_default());
+    ensure!(
+        ended.is_some_and(|status| !status.success()) && said.contains("cannot be pinned for a device"),
+        "a guest with RAM on {} was not refused ({ended:?}): {said}",
+        disk.display()
+    );
+    Ok(())
+}
+
 impl Machine for Owner {
+    fn meet(&mut self) -> Result<()> {
+        self.meeting.as_ref().map_or(Ok(()), |meeting| meeting.wait())
+    }
+
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver> {
+        self.meet()?;
         let started = Instant::now();
         let report = match mode {
             Mode::Transfer => self.transfer()?,
-            Mode::Exec => save(&["exec", NAME])?,
+            Mode::Exec => save(&["exec", self.name])?,
             Mode::Reboot => self.reboot()?,
         };
         if let Some(status) = self.process.try_wait()? {
             bail!("the guest's owner after {mode} ended with {status}");
         }
         let total = milliseconds(started.elapsed());
-        Ok(HandOver { downtime: downtime(&report), total })
+        Ok(HandOver { downtime: downtime(&report), total, phases: phases(&report)? })
+    }
+
+    fn wanted(&mut self) -> Result<()> {
+        let mut client = self.monitor()?;
+        if let Some(device) = self.device.take() {
+            vfio::ask_back(device);
+        }
+        let event = client.wait_event("X_CPR_DEVICE_WANTED", WITHIN)?;
+        ensure!(event.data["device"] == "vfio-2", "the host wants {}", event.data);
+        Ok(())
+    }
+
+    fn failed(&mut self) -> Result<()> {
+        let mut client = self.monitor()?;
+        aer::report(self.process.id())?;
+        client.wait_event("STOP", WITHIN)?;
+        let state = &status(self.name)?["run-state"];
+        ensure!(state == "internal-error", "the device has failed, and the guest is {state}");
+        client.execute("quit", &json!({}))?;
+        ensure!(self.ended(WITHIN)?, "the owner of a guest that cannot go on did not end within {WITHIN:?}");
+        Ok(())
     }
 
     fn balloon(&mut self, bytes: u64) -> Result<()> {
-        let monitor = Path::new(RUNTIME).join(format!("{NAME}.sock"));
-        let mut client = Client::connect_within(&monitor, WITHIN)?;
+        let mut client = self.monitor()?;
         client.execute("balloon", &json!({"value": bytes}))?;
         let mut kept = 0;
         let reached = until("the guest to keep as much as it is asked to", || {
@@ -145,34 +339,28 @@ impl Machine for Owner {
     }
 
     fn roll_back(&mut self) -> Result<HandOver> {
-        let incoming = format!("{RUNTIME}/{NAME}.lost");
-        let mut target = self.resume(&format!("unix:{incoming}"))?;
-        until("the target to listen", || Ok(Path::new(&incoming).exists().then_some(())))?;
-        let between = Path::new(RUNTIME).join(format!("{NAME}.between"));
-        let proxy = Proxy::start(between.clone(), Path::new(&incoming), |crossing| {
-            if crossing.frame.kind == State::KIND { Action::Close } else { Action::Pass }
-        })?;
-        let started = Instant::now();
-        let done = save(&["transfer", NAME, "--to", &format!("unix:{}", between.display())]);
-        let total = milliseconds(started.elapsed());
-        drop(proxy);
-        fs::remove_file(between)?;
-        match (done, exit(&mut target, WITHIN)?) {
-            (Err(_), Some(ended)) if !ended.success() => Ok(HandOver { downtime: None, total }),
-            (done, ended) => bail!("a transfer that lost its state said {done:?}, and its target {ended:?}"),
-        }
+        let total = milliseconds(faults::roll_back(self)?);
+        Ok(HandOver { downtime: None, total, phases: Vec::new() })
+    }
+
+    fn refuse(&mut self, trouble: Trouble) -> Result<Duration> {
+        trouble.make(self)
+    }
+
+    fn orphan(&mut self) -> Result<Duration> {
+        faults::orphan(self)
     }
 
     fn stop(&mut self) -> Result<()> {
-        save(&["stop", NAME]).map(drop)
+        save(&["stop", self.name]).map(drop)
     }
 
     fn cont(&mut self) -> Result<()> {
-        save(&["cont", NAME]).map(drop)
+        save(&["cont", self.name]).map(drop)
     }
 
     fn is_paused(&self) -> Result<bool> {
-        Ok(status()?["run-state"] == "paused")
+        Ok(status(self.name)?["run-state"] == "paused")
     }
 
     fn ended(&mut self, within: Duration) -> Result<bool> {
@@ -185,71 +373,17 @@ impl Machine for Owner {
     fn descriptors(&self) -> Option<u64> {
         Some(fs::read_dir(format!("/proc/{}/fd", self.process.id())).ok()?.count() as u64)
     }
+
+    fn locked(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-    }
-}
-
-/// The guest's serial socket.
-pub fn serial() -> PathBuf {
-    Path::new(RUNTIME).join(format!("{NAME}.serial"))
-}
-
-fn log(index: u32) -> PathBuf {
-    Path::new(LOGS).join(format!("cpr-load-{index}.log"))
-}
-
-fn load(arguments: &[String], index: u32) -> Result<Child> {
-    let log = File::create(log(index))?;
-    Command::new(format!("{COMMANDS}/cpr-load"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .context("starting cpr-load")
-}
-
-/// Runs `cpr-save --json` to its end, and returns the last thing that it said.
-fn save(arguments: &[&str]) -> Result<Value> {
-    let command = arguments.join(" ");
-    let output = Command::new(format!("{COMMANDS}/cpr-save"))
-        .args(arguments)
-        .arg("--json")
-        .stdin(Stdio::null())
-        .output()
-        .context("starting cpr-save")?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let last = said.lines().last().unwrap_or_default();
-    if !output.status.success() {
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!("cpr-save {command} ended with {}: {last} {}", output.status, complaint.trim());
-    }
-    serde_json::from_str(last).with_context(|| format!("cpr-save {command} said {last:?}"))
-}
-
-fn status() -> Result<Value> {
-    save(&["status", NAME])
-}
-
-/// The downtime that a report of `cpr-save` has, in milliseconds.
-fn downtime(said: &Value) -> Option<f64> {
-    said["report"]["downtime-us"].as_f64().map(|microseconds| microseconds / 1e3)
-}
-
-fn until<T>(what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + WITHIN;
-    loop {
-        if let Some(value) = check()? {
-            return Ok(value);
-        }
-        if Instant::now() > deadline {
-            bail!("waited {WITHIN:?} for {what}");
-        }
-        std::thread::sleep(Duration::from_millis(20));
     }
 }

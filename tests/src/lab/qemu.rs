@@ -11,6 +11,8 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::assigned::Place;
+
 /// A QEMU machine under TCG that boots a Linux kernel.
 pub struct Machine<'a> {
     /// Its CPUs.
@@ -23,14 +25,20 @@ pub struct Machine<'a> {
     pub initrd: &'a Path,
     /// The kernel's command line.
     pub cmdline: &'a str,
-    /// The images of its disks.
+    /// The images of its disks. What is flushed need not outlive the machine that the lab runs on.
     pub disks: &'a [PathBuf],
+    /// Its NVMe disks: where each is, and its image.
+    pub nvme: &'a [(Place, PathBuf)],
+    /// Whether it has an IOMMU, so that these can be assigned.
+    pub iommu: bool,
     /// The tap that its network card is on.
     pub tap: Option<&'a str>,
     /// Where its serial ports go, each as QEMU's `-serial` takes it.
     pub serial: &'a [String],
-    /// Its devices, each as QEMU's `-device` takes it.
-    pub devices: &'a [String],
+    /// The socket that its virtio console listens at, if it has one.
+    pub console: Option<&'a Path>,
+    /// What else it is made by.
+    pub others: &'a [String],
 }
 
 /// One of the processors that this process may use, another for each of several that run at the same time.
@@ -70,21 +78,37 @@ impl Machine<'_> {
             .args(["-append", self.cmdline])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
+        if self.iommu {
+            // It comes before the devices behind it.
+            command.args(["-machine", "q35,kernel-irqchip=split"]);
+            command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
+        }
         for serial in self.serial {
             command.args(["-serial", serial]);
         }
-        for device in self.devices {
-            command.args(["-device", device]);
+        if let Some(socket) = self.console {
+            let socket = format!("socket,id=console,server=on,wait=on,path={}", socket.display());
+            command.args(["-chardev", &socket, "-device", "virtio-serial-pci"]);
+            command.args(["-device", "virtconsole,chardev=console"]);
         }
         for (index, image) in self.disks.iter().enumerate() {
-            let drive = format!("if=none,id=disk{index},format=raw,file={}", image.display());
+            let drive = format!("if=none,id=disk{index},format=raw,cache=unsafe,file={}", image.display());
             let device = format!("virtio-blk-pci,drive=disk{index}");
+            command.args(["-drive", &drive, "-device", &device]);
+        }
+        for (index, (place, image)) in self.nvme.iter().enumerate() {
+            let drive = format!("if=none,id=nvme{index},format=raw,cache=unsafe,file={}", image.display());
+            let alone = self.nvme.iter().all(|(other, _)| other == place || !other.shares_its_slot(*place));
+            let (addr, several) = (place.addr(), if alone { "off" } else { "on" });
+            let device =
+                format!("nvme,drive=nvme{index},serial=lab{index},addr={addr},multifunction={several}");
             command.args(["-drive", &drive, "-device", &device]);
         }
         if let Some(tap) = self.tap {
             let net = format!("tap,id=net0,ifname={tap},script=no,downscript=no");
             command.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net0"]);
         }
+        command.args(self.others);
         let one = one_processor()?;
         let begin = move || {
             prctl::set_pdeathsig(Signal::SIGKILL)?;

@@ -1,10 +1,12 @@
 //! What was seen in one run of a scenario.
 
 use super::net::NetReport;
+use super::scenario::Mode;
 use super::vsock::VsockReport;
-use guest_init::status::Status;
+use guest_init::status::{Rom, Status};
 use guest_init::stream::StreamStats;
 use serde::{Deserialize, Serialize};
+use vmm_core::cpr::report::PhaseTime;
 
 /// Numbers that the guest was asked to echo.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,9 @@ pub struct StepReport {
     pub downtime: Option<f64>,
     /// How long the whole handover took, from the command's start to its end.
     pub total: Option<f64>,
+    /// What the command reported of its steps.
+    #[serde(default)]
+    pub phases: Vec<PhaseTime>,
     /// How long the guest was paused on purpose.
     pub paused: f64,
     /// The longest gap between two heartbeats of each CPU, by the guest's clock.
@@ -60,6 +65,8 @@ pub struct StepReport {
     pub disconnects: u64,
     /// Open descriptors of the process that owns the guest.
     pub descriptors: Option<u64>,
+    /// KiB of RAM that count as locked by it.
+    pub locked: Option<u64>,
 }
 
 impl StepReport {
@@ -67,6 +74,38 @@ impl StepReport {
     pub fn gap(&self) -> f64 {
         self.gaps.iter().copied().fold(0.0, f64::max)
     }
+}
+
+impl Report {
+    /// The median of each step of all handovers of a mode, in microseconds, in their order.
+    pub fn phases(&self, mode: Mode) -> Vec<PhaseTime> {
+        let mode = mode.to_string();
+        let all = || self.steps.iter().filter(|step| step.step == mode).flat_map(|step| &step.phases);
+        let mut medians: Vec<PhaseTime> = Vec::new();
+        for PhaseTime { phase, .. } in all() {
+            if medians.iter().all(|median| median.phase != *phase) {
+                let mut times: Vec<_> =
+                    all().filter(|time| time.phase == *phase).map(|time| time.us).collect();
+                times.sort_unstable();
+                medians.push(PhaseTime { phase: phase.clone(), us: times[times.len() / 2] });
+            }
+        }
+        medians
+    }
+}
+
+/// A device that was assigned, after the guest's end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenBack {
+    /// Its PCI address on the host.
+    pub device: String,
+    /// Bytes that the host read of it with its own driver.
+    pub read: u64,
+    /// What the host had read in its ROM before, if it has one.
+    #[serde(default)]
+    pub rom: Option<Rom>,
+    /// What kept the host from that, if anything did.
+    pub wrong: Option<String>,
 }
 
 /// What was seen in one run of a scenario.
@@ -86,6 +125,12 @@ pub struct Report {
     pub messages_after: Vec<String>,
     /// The same, of a run of the same length without a handover; made only if there were any after one.
     pub messages_without: Option<Vec<String>>,
+    /// What the host's kernel said of assigned devices, each with the step that it was in.
+    #[serde(default)]
+    pub host_messages: Vec<String>,
+    /// The assigned devices, given back to the host.
+    #[serde(default)]
+    pub given_back: Vec<GivenBack>,
     /// What is wrong with the file systems on its disks after that.
     #[serde(default)]
     pub file_systems: Vec<String>,
@@ -93,4 +138,7 @@ pub struct Report {
     pub powered_off: bool,
     /// What kept the run from going on, if anything did.
     pub stopped_by: Option<String>,
+    /// What was seen of the second guest, if there is one.
+    #[serde(default)]
+    pub second: Option<Box<Self>>,
 }

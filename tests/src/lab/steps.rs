@@ -5,35 +5,52 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use vmm_core::cpr::report::PhaseTime;
 
 use super::console::{Console, Reading};
+use super::getty::Getty;
+use super::host_log::HostLog;
 use super::net::Network;
 use super::report::{Report, StepReport};
+use super::root::Patience;
 use super::scenario::{Mode, Scenario, Step};
+use super::trouble::Trouble;
 use super::vsock::Stream;
 
-/// How long a guest may take to boot.
-const BOOT_WITHIN: Duration = Duration::from_secs(90);
-/// How long a guest may take to power off.
-const POWER_OFF_WITHIN: Duration = Duration::from_secs(30);
+/// How long a getty may take to prompt. It waits a few seconds for all services to be started.
+const PROMPT_WITHIN: Duration = Duration::from_secs(90);
 /// How long a guest is watched after each handover.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// What a handover said of itself. Times are in milliseconds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct HandOver {
     /// The downtime reported.
     pub downtime: Option<f64>,
     /// From the command's start to its end.
     pub total: f64,
+    /// The steps reported.
+    pub phases: Vec<PhaseTime>,
 }
 
 /// A machine that runs the guest.
 pub trait Machine {
-    /// Hands the guest over.
+    /// Waits for the machine of another guest that does the same, if there is one.
+    fn meet(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Hands the guest over, when the other is to be, too.
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver>;
     /// Begins to hand the guest over, and has it come back when it is stopped and saved.
     fn roll_back(&mut self) -> Result<HandOver>;
+    /// Sees handovers refused for a trouble that is made and ended; says for how long the guest may have stood still.
+    fn refuse(&mut self, trouble: Trouble) -> Result<Duration>;
+    /// Has the host ask for its first assigned device back, and hears it.
+    fn wanted(&mut self) -> Result<()>;
+    /// Has an assigned device fail, and sees its guest stopped for it; ends the guest.
+    fn failed(&mut self) -> Result<()>;
+    /// Has the source die when it has sent the guest's state; says for how long the guest may have stood still.
+    fn orphan(&mut self) -> Result<Duration>;
     /// Asks the guest to keep so many bytes of its RAM, and waits until it does.
     fn balloon(&mut self, bytes: u64) -> Result<()>;
     /// Pauses the guest.
@@ -46,13 +63,24 @@ pub trait Machine {
     fn ended(&mut self, within: Duration) -> Result<bool>;
     /// Open descriptors of the process that owns the guest.
     fn descriptors(&self) -> Option<u64>;
+    /// KiB of RAM that count as locked by it.
+    fn locked(&self) -> Option<u64>;
 }
 
 /// Makes all steps; whatever stops them is in the report.
-pub fn run(scenario: &Scenario, machine: &mut dyn Machine, console: &Console) -> Report {
+pub fn run(
+    scenario: &Scenario,
+    machine: &mut dyn Machine,
+    console: &Console,
+    getty: Option<&Getty>,
+    host_log: Option<&mut HostLog>,
+) -> Report {
     let mut run = Run {
         machine,
         console,
+        getty,
+        host_log,
+        patience: Patience::with(scenario.guest.root),
         network: None,
         vsock: None,
         report: Report::default(),
@@ -75,6 +103,11 @@ pub fn run(scenario: &Scenario, machine: &mut dyn Machine, console: &Console) ->
 struct Run<'a> {
     machine: &'a mut dyn Machine,
     console: &'a Console,
+    /// Of a guest with a userland of its own.
+    getty: Option<&'a Getty>,
+    /// Of a host with assigned devices.
+    host_log: Option<&'a mut HostLog>,
+    patience: Patience,
     network: Option<Network>,
     vsock: Option<Stream>,
     report: Report,
@@ -86,6 +119,12 @@ impl Run<'_> {
     fn all(&mut self, scenario: &Scenario) -> Result<()> {
         self.boot()?;
         println!("guest is up");
+        self.machine.meet()?;
+        self.take_host_messages("boot", HostLog::faults);
+        if let Some(getty) = self.getty {
+            getty.first_prompt(PROMPT_WITHIN)?;
+            println!("guest prompts for a login");
+        }
         self.console.start_pinging();
         if scenario.guest.net.is_some() {
             self.network = Some(Network::start()?);
@@ -103,18 +142,22 @@ impl Run<'_> {
                 report.drift
             );
             self.report.steps.push(report);
+            if step != Step::PowerOff {
+                self.take_host_messages(&step.to_string(), HostLog::all);
+            }
         }
         Ok(())
     }
 
     fn boot(&mut self) -> Result<()> {
-        let deadline = Instant::now() + BOOT_WITHIN;
+        let within = self.patience.boot;
+        let deadline = Instant::now() + within;
         loop {
             match self.console.reply(Duration::from_millis(200)) {
                 Ok(reply) if reply.starts_with("READY") => return Ok(()),
                 Ok(reply) => bail!("the guest said {reply:?} before READY"),
                 Err(_) if Instant::now() > deadline => {
-                    bail!("the guest did not come up within {BOOT_WITHIN:?}")
+                    bail!("the guest did not come up within {within:?}")
                 }
                 Err(_) => {}
             }
@@ -125,7 +168,10 @@ impl Run<'_> {
     }
 
     fn step(&mut self, step: Step) -> Result<StepReport> {
-        let disconnects = self.console.stats().reconnects;
+        let disconnects = self.disconnects();
+        if matches!(step, Step::RollBack | Step::Orphan | Step::Refused(_)) {
+            self.messages_before.get_or_insert(self.console.kernel_messages().len());
+        }
         self.console.command("GAP RESET")?;
         let before = self.console.status()?;
         if let Some(network) = &self.network {
@@ -152,11 +198,28 @@ impl Run<'_> {
                 None
             }
             Step::RollBack => Some(self.machine.roll_back()?),
-            Step::Mixed(_) => bail!("a mixed step is expanded first"),
-            Step::PowerOff => None,
+            Step::Refused(trouble) => {
+                paused = self.machine.refuse(trouble)?;
+                thread::sleep(SETTLE);
+                None
+            }
+            Step::Wanted => {
+                self.machine.wanted()?;
+                None
+            }
+            Step::Orphan => {
+                paused = self.machine.orphan()?;
+                thread::sleep(SETTLE);
+                None
+            }
+            Step::Mixed(_) | Step::Live(_) => bail!("a mixed step is expanded first"),
+            Step::Failed | Step::PowerOff => None,
         };
         if handed_over.is_some() {
             thread::sleep(SETTLE);
+            if let Some(getty) = self.getty {
+                getty.ask(PROMPT_WITHIN)?;
+            }
         }
         let after = self.console.status()?;
         let read = after.status.random.passes - before.status.random.passes;
@@ -165,8 +228,9 @@ impl Run<'_> {
         }
         let report = StepReport {
             step: step.to_string(),
-            downtime: handed_over.and_then(|done| done.downtime),
-            total: handed_over.map(|done| done.total),
+            downtime: handed_over.as_ref().and_then(|done| done.downtime),
+            total: handed_over.as_ref().map(|done| done.total),
+            phases: handed_over.map(|done| done.phases).unwrap_or_default(),
             paused: milliseconds(paused),
             gaps: after.status.heartbeats.iter().map(|heartbeat| heartbeat.gap as f64 / 1e6).collect(),
             late: after.status.timer.late as f64 / 1e6,
@@ -175,12 +239,18 @@ impl Run<'_> {
             disk: after.status.disks.iter().map(|disk| disk.longest as f64 / 1e6).fold(0.0, f64::max),
             net: self.network.as_ref().map(Network::take),
             vsock: self.vsock.as_ref().map(Stream::take),
-            disconnects: self.console.stats().reconnects - disconnects,
+            disconnects: self.disconnects() - disconnects,
             descriptors: self.machine.descriptors(),
+            locked: self.machine.locked(),
         };
         self.report.status = Some(after.status);
-        if step == Step::PowerOff {
-            self.power_off()?;
+        match step {
+            Step::PowerOff => self.power_off()?,
+            Step::Failed => {
+                self.console.finish_pinging()?;
+                self.machine.failed()?;
+            }
+            _ => {}
         }
         Ok(report)
     }
@@ -217,22 +287,35 @@ impl Run<'_> {
         Ok(done)
     }
 
+    /// How often a client of one of the guest's consoles lost its connection.
+    fn disconnects(&self) -> u64 {
+        self.console.stats().reconnects + self.getty.map_or(0, Getty::disconnects)
+    }
+
     fn take_stats(&mut self) {
         self.report.stream = self.console.stats();
         self.report.pings = self.console.pings();
     }
 
+    fn take_host_messages(&mut self, step: &str, which: fn(&mut HostLog) -> Vec<String>) {
+        let messages = self.host_log.as_mut().map(|log| which(log)).unwrap_or_default();
+        self.report.host_messages.extend(messages.iter().map(|message| format!("{step}: {message}")));
+    }
+
     fn power_off(&mut self) -> Result<()> {
         self.console.finish_pinging()?;
-        (self.network, self.vsock) = (None, None);
         if self.report.status.as_ref().is_some_and(|status| !status.disks.is_empty()) {
             self.console.command("FINISH")?;
             self.report.status = Some(self.console.status()?.status);
         }
+        self.take_host_messages("the load's end", HostLog::all);
+        // After the guest's last figures: it counts a connection that ends while it answers for a fault.
+        (self.network, self.vsock) = (None, None);
+        self.machine.meet()?;
         // The kernel's last word on the console is its own.
         self.take_stats();
         self.console.command("POWEROFF")?;
-        self.report.powered_off = self.machine.ended(POWER_OFF_WITHIN)?;
+        self.report.powered_off = self.machine.ended(self.patience.power_off)?;
         Ok(())
     }
 }

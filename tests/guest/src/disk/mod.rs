@@ -12,6 +12,8 @@ mod block;
 mod files;
 mod raw;
 
+pub use raw::node;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,0 +1,137 @@
+//! What in a step of a report is wrong.
+
+use crate::lab::net::NetReport;
+use crate::lab::report::StepReport;
+use crate::lab::scenario::{Margins, Mode, Step};
+use crate::lab::vsock::VsockReport;
+
+/// What the step before may be the reason of, in milliseconds.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Before {
+    /// For how long the guest stood.
+    stood: f64,
+    /// Whether packets were lost for a while, as in a reboot.
+    reboot: bool,
+    /// For how long it was paused. Whoever ran in the guest at that moment is charged for it by its scheduler, and comes after
+    /// all others for as long again, or for a multiple of it (docs/limits.md).
+    paused: f64,
+}
+
+impl Before {
+    pub(super) fn of(step: &StepReport) -> Self {
+        Self { stood: stands(step), reboot: is_reboot(step), paused: step.paused }
+    }
+}
+
+pub(super) fn judge(step: &StepReport, before: Before, margins: Margins, wrong: &mut Vec<String>) {
+    let (name, reboot, stands) = (&step.step, is_reboot(step), stands(step));
+    let back = *name == Step::RollBack.to_string();
+    if step.total.is_some() && step.paused == 0.0 && step.downtime.is_none() && !reboot && !back {
+        wrong.push(format!("{name}: no downtime was reported"));
+    }
+    let allowed = stands + margins.gap_ms as f64;
+    if step.gap() > allowed {
+        wrong.push(format!(
+            "{name}: a heartbeat was missed for {:.0} ms, allowed are {allowed:.0} ms",
+            step.gap()
+        ));
+    }
+    if step.late > allowed {
+        wrong.push(format!("{name}: a timer was seen {:.0} ms late, allowed are {allowed:.0} ms", step.late));
+    }
+    for (clock, drift) in [("monotonic", step.drift), ("wall", step.wall_drift)] {
+        if drift.abs() > margins.drift_ms as f64 {
+            wrong.push(format!("{name}: the guest's {clock} clock went {drift:+.0} ms against the host's"));
+        }
+    }
+    // It may have been sent in the step before.
+    let disk_allowed = before.stood + stands + margins.disk_ms as f64;
+    if step.disk > disk_allowed {
+        wrong.push(format!(
+            "{name}: a request to a disk took {:.0} ms, allowed are {disk_allowed:.0} ms",
+            step.disk
+        ));
+    }
+    if let Some(net) = &step.net {
+        network(step, net, before, margins, wrong);
+    }
+    if let Some(vsock) = &step.vsock {
+        let charged = stands + before.stood + 2.0 * (step.paused + before.paused);
+        sockets(step, vsock, charged + margins.net_ms as f64, wrong);
+    }
+    if step.disconnects != 0 && !reboot {
+        wrong.push(format!("{name}: the serial client lost its connection"));
+    }
+}
+
+fn network(step: &StepReport, net: &NetReport, before: Before, margins: Margins, wrong: &mut Vec<String>) {
+    let (name, still) = (&step.step, stands(step));
+    // TCP waits twice as long before each time that it sends again, so it may notice late that the guest is back: in the
+    // next step, perhaps.
+    for (what, gap, times) in
+        [("answer to a ping", net.gap, 1.0), ("message of the TCP stream", net.stream_gap, 2.0)]
+    {
+        // It waits for as long again when several in a row were lost.
+        let margin = if is_reboot(step) || before.reboot { times } else { 1.0 } * margins.net_ms as f64;
+        let allowed = still.max(before.stood) * times + margin;
+        if gap > allowed {
+            wrong.push(format!("{name}: no {what} came for {gap:.0} ms, allowed are {allowed:.0} ms"));
+        }
+    }
+    // A ping is sent every 2 ms: so many may be lost as the guest stood still for, or as it paid for a pause.
+    let excused = ((still + step.paused + before.paused) / 2.0).ceil() as u64;
+    if net.lost > excused {
+        wrong.push(format!("{name}: {} pings were lost, {excused} by the downtime", net.lost));
+    }
+    // A tap with several queues that is opened again may spread a flow anew: what waited in one queue for the guest to go on
+    // is overtaken by what comes by another.
+    if net.reordered > if is_reboot(step) { excused } else { 0 } {
+        wrong.push(format!("{name}: {} answers to pings came out of order or again", net.reordered));
+    }
+    if let Some(what) = &net.broken {
+        wrong.push(format!("{name}: the TCP stream broke: {what}"));
+    }
+}
+
+/// Connections may end with a handover, and with nothing else; new ones are made at once.
+fn sockets(step: &StepReport, vsock: &VsockReport, allowed: f64, wrong: &mut Vec<String>) {
+    let name = &step.step;
+    // A guest that was paused may still be waited for when the step ends: the next step's gap says for how long.
+    if vsock.messages == 0 && step.paused == 0.0 {
+        wrong.push(format!("{name}: no message came over AF_VSOCK"));
+    }
+    if vsock.gap > allowed {
+        let gap = vsock.gap;
+        wrong.push(format!(
+            "{name}: no message came over AF_VSOCK for {gap:.0} ms, allowed are {allowed:.0} ms"
+        ));
+    }
+    // An exec is two handovers.
+    let excused = match step.total {
+        None => 0,
+        Some(_) if *name == Step::RollBack.to_string() => 0,
+        Some(_) if name.ends_with(&Mode::Exec.to_string()) => 2,
+        Some(_) => 1,
+    };
+    if vsock.ended > excused {
+        let how = vsock.how.as_deref().unwrap_or("unknown");
+        wrong.push(format!(
+            "{name}: {} connections over AF_VSOCK ended, excused are {excused}: {how}",
+            vsock.ended
+        ));
+    }
+    if let Some(what) = &vsock.broken {
+        wrong.push(format!("{name}: the stream over AF_VSOCK broke: {what}"));
+    }
+}
+
+/// For how long a guest stands in a step, in milliseconds. In a reboot that is as long as the operator takes to start the
+/// new process.
+fn stands(step: &StepReport) -> f64 {
+    let handed_over = if is_reboot(step) { step.total } else { step.downtime };
+    handed_over.unwrap_or(0.0) + step.paused
+}
+
+fn is_reboot(step: &StepReport) -> bool {
+    step.step.ends_with(&Mode::Reboot.to_string())
+}

@@ -1,0 +1,164 @@
+use guest_init::status::{Checked, ClockWatch, DiskWatch, Heartbeat, Status, Timer};
+
+use super::*;
+use crate::lab::net::NetReport;
+use crate::lab::report::{GivenBack, Pings, StepReport};
+use crate::lab::vsock::VsockReport;
+
+fn scenario() -> Scenario {
+    toml::from_str(
+        "about = 'x'\nbound = 1\nsteps = ['transfer', 'poweroff']\n[guest]\nkernel = 'lab'\ncpus = 1\nmemory = '1G'\ndisks = [{ size-mib = 1 }]",
+    )
+    .unwrap()
+}
+
+fn step(name: &str) -> StepReport {
+    StepReport {
+        step: name.into(),
+        downtime: Some(5.0),
+        total: Some(100.0),
+        phases: Vec::new(),
+        paused: 0.0,
+        gaps: vec![20.0, 30.0],
+        late: 25.0,
+        drift: 0.1,
+        wall_drift: -0.1,
+        disk: 35.0,
+        net: Some(NetReport::default()),
+        vsock: Some(VsockReport { messages: 9, ..VsockReport::default() }),
+        disconnects: 0,
+        descriptors: Some(30),
+        locked: Some(0),
+    }
+}
+
+fn good() -> Report {
+    let checked = Checked { passes: 3, errors: 0, first: None };
+    let clock = ClockWatch { clock: "tsc".into(), own_steps: 0, cross_steps: 0, worst: 0 };
+    Report {
+        steps: vec![step("transfer"), StepReport { total: None, ..step("poweroff") }],
+        status: Some(Status {
+            monotonic: 1,
+            realtime: 1,
+            clocksource: "kvm-clock".into(),
+            clockevent: "lapic".into(),
+            heartbeats: vec![Heartbeat { beats: 9, gap: 1, gap_at: 1 }],
+            clocks: vec![clock],
+            memory: checked.clone(),
+            registers: checked.clone(),
+            random: checked,
+            timer: Timer { fired: 9, missing: 0, late: 1 },
+            kernel_messages: 0,
+            disks: vec![DiskWatch {
+                disk: "vda".into(),
+                writes: 9,
+                reads: 9,
+                syncs: 1,
+                longest: 1,
+                errors: 0,
+                first: None,
+                finished: true,
+            }],
+            net: None,
+            vsock: None,
+            edu: None,
+            roms: Vec::new(),
+        }),
+        stream: guest_init::stream::StreamStats { lines: 100, ..Default::default() },
+        pings: Pings { sent: 9, answered: 9, wrong: 0 },
+        powered_off: true,
+        ..Report::default()
+    }
+}
+
+#[test]
+fn a_good_report_passes() {
+    assert_eq!(failures(&scenario(), &good()), Vec::<String>::new());
+}
+
+#[test]
+fn each_thing_that_a_guest_may_notice_fails_by_itself() {
+    type Spoil = fn(&mut Report);
+    let spoils: [(&str, Spoil); 26] = [
+        ("no message came over AF_VSOCK", |r| r.steps[0].vsock.as_mut().unwrap().messages = 0),
+        ("AF_VSOCK for 9000 ms", |r| r.steps[0].vsock.as_mut().unwrap().gap = 9000.0),
+        ("2 connections over AF_VSOCK ended", |r| r.steps[0].vsock.as_mut().unwrap().ended = 2),
+        ("over AF_VSOCK broke", |r| r.steps[0].vsock.as_mut().unwrap().broken = Some("x".into())),
+        ("no answer to a ping came", |r| r.steps[0].net.as_mut().unwrap().gap = 9000.0),
+        ("pings were lost", |r| r.steps[0].net.as_mut().unwrap().lost = 9),
+        ("out of order", |r| r.steps[0].net.as_mut().unwrap().reordered = 1),
+        ("TCP stream broke", |r| r.steps[0].net.as_mut().unwrap().broken = Some("x".into())),
+        ("a request to a disk took 29000 ms", |r| r.steps[0].disk = 29000.0),
+        ("a file system is not whole", |r| r.file_systems.push("e2fsck".into())),
+        ("disk vda failed the guest", |r| r.status.as_mut().unwrap().disks[0].errors = 1),
+        ("0 flushes", |r| r.status.as_mut().unwrap().disks[0].syncs = 0),
+        ("read again at the end", |r| r.status.as_mut().unwrap().disks[0].finished = false),
+        ("load on 0 disks of 1", |r| r.status.as_mut().unwrap().disks.clear()),
+        ("seen 5000 ms late", |r| r.steps[0].late = 5000.0),
+        ("missed for", |r| r.steps[0].gaps[1] = 5000.0),
+        ("monotonic clock went", |r| r.steps[0].drift = -900.0),
+        ("wall clock went", |r| r.steps[0].wall_drift = 900.0),
+        ("lost its connection", |r| r.steps[0].disconnects = 1),
+        ("no downtime", |r| r.steps[0].downtime = None),
+        ("lines of the serial console were repeated", |r| r.stream.repeated = 1),
+        ("pings", |r| r.pings.answered = 8),
+        ("steps were made", |r| drop(r.steps.pop())),
+        ("did not power off", |r| r.powered_off = false),
+        ("registers was wrong", |r| r.status.as_mut().unwrap().registers.errors = 1),
+        ("stepped back", |r| r.status.as_mut().unwrap().clocks[0].cross_steps = 1),
+    ];
+    for (expected, spoil) in spoils {
+        let mut report = good();
+        spoil(&mut report);
+        let wrong = failures(&scenario(), &report);
+        assert!(wrong.len() == 1 && wrong[0].contains(expected), "{expected}: {wrong:?}");
+    }
+}
+
+fn with_assigned() -> (Scenario, Report) {
+    let scenario = "about = 'x'\nbound = 1\nsteps = ['transfer', 'poweroff']\n[host]\nkernel = 'lab'\nmemory = '3G'\ncpus = 1\n[guest]\nkernel = 'lab'\ncpus = 1\nmemory = '1G'\nassigned = [{ size-mib = 1, iommufd = false }]";
+    let given_back = GivenBack { device: "0000:00:10.0".into(), read: 1 << 20, rom: None, wrong: None };
+    let mut report = Report { given_back: vec![given_back], ..good() };
+    report.steps.iter_mut().for_each(|step| step.locked = Some(1 << 20));
+    (toml::from_str(scenario).unwrap(), report)
+}
+
+#[test]
+fn an_assigned_disk_counts_as_one_under_load() {
+    let (scenario, report) = with_assigned();
+    assert_eq!(failures(&scenario, &report), Vec::<String>::new());
+}
+
+#[test]
+fn each_thing_that_may_happen_to_an_assigned_device_fails_by_itself() {
+    type Spoil = fn(&mut Report);
+    let spoils: [(&str, Spoil); 8] = [
+        ("33 after another", |r| {
+            r.steps[1] = StepReport { descriptors: Some(33), ..r.steps[0].clone() };
+        }),
+        ("1023 KiB are locked", |r| r.steps[0].locked = Some(1023)),
+        ("the host's kernel says: exec: vfio", |r| {
+            r.host_messages.push("exec: vfio-pci: resetting".into());
+        }),
+        ("says of its disk", |r| r.messages_before.push("nvme: nvme nvme0: resetting controller".into())),
+        ("says of its disk", |r| r.messages_after.push("nvme: nvme nvme0: resetting controller".into())),
+        ("of no use to the host", |r| r.given_back[0].wrong = Some("x".into())),
+        ("the host read 0 bytes", |r| r.given_back[0].read = 0),
+        ("0 of 1 devices were given back", |r| r.given_back.clear()),
+    ];
+    for (expected, spoil) in spoils {
+        let (scenario, mut report) = with_assigned();
+        spoil(&mut report);
+        let wrong = failures(&scenario, &report);
+        assert!(wrong.len() == 1 && wrong[0].contains(expected), "{expected}: {wrong:?}");
+    }
+}
+
+#[test]
+fn a_kernel_message_counts_unless_the_run_without_a_handover_shows_its_class() {
+    let mut report = good();
+    report.messages_after = vec!["stall: rcu: INFO: rcu_preempt self-detected stall on CPU".into()];
+    assert_eq!(failures(&scenario(), &report).len(), 1);
+    report.messages_without = Some(vec!["stall: rcu: another one".into()]);
+    assert!(failures(&scenario(), &report).is_empty());
+}

@@ -1,0 +1,53 @@
+//! Where the lab's host has what belongs to a guest, by the guest's name.
+
+use std::path::{Path, PathBuf};
+
+/// Where the commands' sockets are.
+pub const RUNTIME: &str = "/run/cpr";
+/// Where the logs of `cpr-load` are.
+pub const LOGS: &str = "/run/log";
+
+/// The socket that the guest program talks to the lab over.
+pub fn serial(name: &str) -> PathBuf {
+    Path::new(RUNTIME).join(format!("{name}.serial"))
+}
+
+/// The serial socket of a guest whose userland has its own console there.
+pub fn tty(name: &str) -> PathBuf {
+    Path::new(RUNTIME).join(format!("{name}.tty"))
+}
+
+/// A socket that processes of the lab's meet at for a guest.
+pub fn meeting(name: &str, which: &str) -> PathBuf {
+    Path::new(RUNTIME).join(format!("{name}.{which}"))
+}
+
+/// What a guest that talks over a virtio console has on its serial port: its kernel's last words, if it panics.
+pub fn serial_log(name: &str) -> PathBuf {
+    Path::new("/run").join(format!("{name}-serial.log"))
+}
+
+/// What a guest's program wrote to the lab.
+pub fn console_log(name: &str) -> PathBuf {
+    Path::new("/run").join(format!("{name}-console.log"))
+}
+
+/// What a guest's userland wrote to its serial port.
+pub fn tty_log(name: &str) -> PathBuf {
+    Path::new("/run").join(format!("{name}-tty.log"))
+}
+
+/// Where a guest has its RAM, unless in a memfd.
+pub fn ram(name: &str) -> PathBuf {
+    Path::new("/dev/shm").join(name)
+}
+
+/// Where a guest is saved to.
+pub fn state_file(name: &str) -> PathBuf {
+    Path::new(RUNTIME).join(format!("{name}.state"))
+}
+
+/// What the process with this number has said, of those that had a guest.
+pub fn log(name: &str, index: u32) -> PathBuf {
+    Path::new(LOGS).join(format!("{name}-cpr-load-{index}.log"))
+}

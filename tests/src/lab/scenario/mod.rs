@@ -1,0 +1,230 @@
+//! One scenario: what the host is made of, what runs on it, what must be seen.
+//!
+//! `guest` is what a guest is made of, `step` what is done with it.
+
+mod guest;
+mod step;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fmt, fs};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::assigned::{self, Kind, Place};
+
+pub use self::guest::{Backing, Disk, Guest, Net, Terminal};
+pub use self::step::{Mode, Step};
+
+/// One scenario, as its TOML file has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Scenario {
+    /// What it shows, in one sentence.
+    pub about: String,
+    /// Seconds after which it has failed.
+    pub bound: u64,
+    /// The machine that the commands run on. Without one, the guest runs on QEMU itself.
+    pub host: Option<Host>,
+    /// The Linux guest.
+    pub guest: Guest,
+    /// Another one on the same host, which goes through the same steps at the same time. It has the first one's kernel and
+    /// nothing but assigned disks, as the first one then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<Guest>,
+    /// What is done with the guest, in this order.
+    pub steps: Vec<Step>,
+    /// How far what is seen may be from what is promised.
+    #[serde(default)]
+    pub margins: Margins,
+}
+
+/// The machine that the commands run on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Host {
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// Its RAM, as QEMU's `-m` takes it.
+    pub memory: String,
+    /// Its CPUs.
+    pub cpus: u32,
+    /// What its kernel's command line has besides what the lab needs.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Whether the guest is tried with its RAM on its first disk, with ext4, before: it is refused, for it has assigned devices.
+    #[serde(default)]
+    pub ram_on_disk: bool,
+    /// Which unit tests run on it before the guest is booted, by parts of their names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<String>,
+}
+
+/// A kernel, by the name that `scripts/lab-kernel` knows it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kernel {
+    /// The project's own, with everything built in.
+    Lab,
+    /// Debian's cloud kernel as packaged.
+    DebianCloud,
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lab => "lab",
+            Self::DebianCloud => "debian-cloud",
+        })
+    }
+}
+
+/// How far what is seen may be from what is promised. Under TCG a guest may wait for its host now and then.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Margins {
+    /// A heartbeat may be missed for the downtime reported and so many milliseconds more.
+    pub gap_ms: u64,
+    /// A guest's clock may differ from the host's by so many milliseconds after a step.
+    pub drift_ms: u64,
+    /// A request to a disk may take the downtime reported and so many milliseconds more.
+    pub disk_ms: u64,
+    /// The network may stand still for the downtime reported and so many milliseconds more.
+    pub net_ms: u64,
+}
+
+impl Default for Margins {
+    fn default() -> Self {
+        Self { gap_ms: 1500, drift_ms: 250, disk_ms: 20_000, net_ms: 2000 }
+    }
+}
+
+impl Scenario {
+    /// The files of all that there are: those of the tier `lab`, and in a folder those of the tier `long`; by name.
+    pub fn paths() -> Result<Vec<PathBuf>> {
+        let lab = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab");
+        let mut paths = Vec::new();
+        for folder in [lab.join("long"), lab] {
+            let entries = fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+            paths.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()));
+        }
+        paths.sort_by(|one, other| one.file_name().cmp(&other.file_name()));
+        Ok(paths)
+    }
+
+    /// Reads a scenario's file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let scenario: Self =
+            toml::from_str(&text).with_context(|| format!("{} is no scenario", path.display()))?;
+        ensure!(
+            scenario.guest.root.is_none() || scenario.guest.console == Terminal::Virtio,
+            "{}: a guest with a root has its own console on the serial port: give it console = \"virtio\"",
+            path.display()
+        );
+        ensure!(
+            scenario.host.is_some() || scenario.guest.net.as_ref().is_none_or(|net| net.card.is_none()),
+            "{}: a card is assigned by a host: give the scenario one",
+            path.display()
+        );
+        let beside = |guest: &Guest| {
+            let mut before = true;
+            guest.assigned.iter().any(|disk| std::mem::replace(&mut before, disk.beside) && disk.beside)
+        };
+        ensure!(
+            !beside(&scenario.guest) && !scenario.second.as_ref().is_some_and(beside),
+            "{}: a disk that is beside another comes after one that is not",
+            path.display()
+        );
+        if let Some(second) = &scenario.second {
+            let plain = |guest: &Guest| {
+                let virtio = guest.root.is_some() || !guest.disks.is_empty();
+                let other =
+                    guest.net.is_some() || guest.vsock || guest.edu.is_some() || !guest.devices.is_empty();
+                !virtio && !other && !guest.assigned.is_empty()
+            };
+            ensure!(
+                scenario.host.is_some()
+                    && plain(&scenario.guest)
+                    && plain(second)
+                    && scenario.guest.kernel == second.kernel,
+                "{}: two guests are on a host, and have one kernel and assigned disks, and no other devices",
+                path.display()
+            );
+        }
+        let reboots = |step: Step| matches!(step, Step::HandOver(Mode::Reboot) | Step::Paused(Mode::Reboot));
+        ensure!(
+            scenario.assigned().is_empty()
+                || !scenario.steps.iter().flat_map(|step| step.expand()).any(reboots),
+            "{}: an assigned device does not outlive a reboot: give the guest live COUNT, not mixed COUNT or reboot",
+            path.display()
+        );
+        Ok(scenario)
+    }
+
+    /// All devices of the host's that are assigned, and where they are: the first guest's, then the second's.
+    pub fn assigned(&self) -> Vec<(Place, Kind)> {
+        let mut all = Vec::new();
+        for guest in std::iter::once(&self.guest).chain(&self.second) {
+            let first = all.len();
+            let kinds = assigned::kinds(guest).into_iter().enumerate();
+            all.extend(kinds.map(|(index, kind)| (assigned::place(guest, first, index), kind)));
+        }
+        all
+    }
+
+    /// The scenario as the second guest goes through it.
+    pub fn of_second(&self) -> Option<Self> {
+        let guest = self.second.clone()?;
+        Some(Self { guest, second: None, ..self.clone() })
+    }
+
+    /// The bound as a duration.
+    pub fn bound(&self) -> Duration {
+        Duration::from_secs(self.bound)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::root::Root;
+
+    #[test]
+    fn an_assigned_disk_is_under_load_after_all_others_and_is_never_rebooted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.toml");
+        let scenario = |step: &str| {
+            let guest = "kernel = 'lab'\ncpus = 1\nmemory = '1G'\ndisks = [{ size-mib = 1 }]\nassigned = [{ size-mib = 64, ext4 = true }]\n";
+            fs::write(&path, format!("about = 'x'\nbound = 1\nsteps = ['{step}']\n[guest]\n{guest}"))
+                .unwrap();
+            Scenario::read(&path)
+        };
+        let cmdline = scenario("live 4").unwrap().guest.cmdline();
+        assert!(cmdline.ends_with(" guest.disks=vda,nvme0n1:ext4"), "{cmdline}");
+        for step in ["mixed 10", "reboot", "paused reboot"] {
+            assert!(scenario(step).unwrap_err().to_string().contains("live COUNT"), "{step}");
+        }
+    }
+
+    #[test]
+    fn a_guest_with_a_root_talks_to_the_lab_over_a_virtio_console() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.toml");
+        let scenario = "about = 'x'\nbound = 1\nsteps = []\n[guest]\nkernel = 'lab'\ncpus = 1\nmemory = '1G'\nroot = 'debian'\n";
+        fs::write(&path, scenario).unwrap();
+        assert!(Scenario::read(&path).unwrap_err().to_string().contains("console = \"virtio\""));
+        fs::write(&path, format!("{scenario}console = 'virtio'\n")).unwrap();
+        assert_eq!(Scenario::read(&path).unwrap().guest.root, Some(Root::Debian));
+    }
+
+    #[test]
+    fn every_scenario_of_the_repository_is_read() {
+        let paths = Scenario::paths().unwrap();
+        assert!(paths.iter().any(|path| path.parent().unwrap().ends_with("long")));
+        for path in paths {
+            Scenario::read(&path).unwrap();
+        }
+    }
+}
