@@ -1,5 +1,6 @@
 //! A network with the guest: a tap, a ping every 2 ms, a TCP stream that is checked both ways.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -60,8 +61,10 @@ pub struct NetReport {
     pub answers: u64,
     /// Pings that later ones overtook and that have not come since.
     pub lost: u64,
-    /// Answers that came after a later one, or again.
+    /// Answers that came after a later one.
     pub reordered: u64,
+    /// Answers that came again.
+    pub repeated: u64,
     /// The longest time between two answers, or since the last.
     pub gap: f64,
     /// Messages of the TCP stream that came back.
@@ -75,6 +78,8 @@ pub struct NetReport {
 struct Seen {
     report: NetReport,
     next: u64,
+    /// Those before `next` that have not been answered.
+    missing: BTreeSet<u64>,
     answered: Instant,
     echoed: Instant,
 }
@@ -141,9 +146,8 @@ fn attach(tun: &File, request: &libc::ifreq) -> Result<()> {
 impl Network {
     /// Begins pings and the TCP stream with a guest that is up.
     pub fn start() -> Result<Self> {
-        let now = Instant::now();
-        let seen = Seen { report: NetReport::default(), next: 0, answered: now, echoed: now };
-        let network = Self { seen: Arc::new(Mutex::new(seen)), stop: Arc::new(AtomicBool::new(false)) };
+        let network =
+            Self { seen: Arc::new(Mutex::new(Seen::new())), stop: Arc::new(AtomicBool::new(false)) };
         let stream = connect()?;
         network.ping()?;
         network.stream(stream)?;
@@ -250,6 +254,11 @@ impl Drop for Network {
 }
 
 impl Seen {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { report: NetReport::default(), next: 0, missing: BTreeSet::new(), answered: now, echoed: now }
+    }
+
     /// Whether a ping is to wait until earlier ones are answered, the last of which was sent then.
     fn is_waiting(&self, number: u64, sent: Instant) -> bool {
         let silent = self.answered.elapsed() >= PATIENCE;
@@ -260,12 +269,15 @@ impl Seen {
         self.report.gap = self.report.gap.max(self.answered.elapsed().as_secs_f64() * 1e3);
         self.answered = Instant::now();
         self.report.answers += 1;
-        if number < self.next {
+        if number >= self.next {
+            self.report.lost += number - self.next;
+            self.missing.extend(self.next..number);
+            self.next = number + 1;
+        } else if self.missing.remove(&number) {
             self.report.reordered += 1;
             self.report.lost = self.report.lost.saturating_sub(1);
         } else {
-            self.report.lost += number - self.next;
-            self.next = number + 1;
+            self.report.repeated += 1;
         }
     }
 
@@ -321,19 +333,19 @@ mod tests {
 
     #[test]
     fn lost_and_late_answers_are_counted_apart() {
-        let now = Instant::now();
-        let mut seen = Seen { report: NetReport::default(), next: 0, answered: now, echoed: now };
-        for number in [0, 1, 4, 3, 5] {
+        let mut seen = Seen::new();
+        for number in [0, 1, 4, 3, 5, 3] {
             seen.answer(number);
         }
-        assert_eq!((seen.report.answers, seen.report.lost, seen.report.reordered), (5, 1, 1));
+        let NetReport { answers, lost, reordered, repeated, .. } = seen.report;
+        assert_eq!((answers, lost, reordered, repeated), (6, 1, 1, 1));
     }
 
     #[test]
     fn a_guest_that_is_silent_is_asked_slowly() {
         let now = Instant::now();
         let long_ago = now.checked_sub(2 * PATIENCE).unwrap();
-        let seen = |answered| Seen { report: NetReport::default(), next: 10, answered, echoed: now };
+        let seen = |answered| Seen { next: 10, answered, ..Seen::new() };
         for (number, answered, sent, waits) in [
             (9 + OUTSTANDING, now, now, false),
             (10 + OUTSTANDING, now, long_ago, true),

@@ -1,14 +1,17 @@
 //! What in a report is wrong.
 //!
-//! `step` judges one step, `guest` the guest's own figures, `assigned` the devices of the host's that it had.
+//! `verdict` is what is found; `step` judges one step, `guest` the guest's own figures, `assigned` the devices of the host's
+//! that it had.
 
 mod assigned;
 mod guest;
 mod step;
+mod verdict;
 
 use std::collections::BTreeSet;
 
 use self::step::Before;
+pub use self::verdict::Verdict;
 use super::assigned::kinds;
 use super::report::Report;
 use super::scenario::{Scenario, Step};
@@ -16,25 +19,25 @@ use super::scenario::{Scenario, Step};
 /// The class of a guest's messages of its NVMe disks ([`guest_init::kernel_log`]).
 const NVME: &str = "nvme";
 
-/// Everything in a report that is not as the scenario wants it, each in one sentence. Empty: passed.
-pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
-    let mut wrong = Vec::new();
+/// Everything in a report that is not as the scenario wants it.
+pub fn judge(scenario: &Scenario, report: &Report) -> Verdict {
+    let mut verdict = Verdict::default();
     match (scenario.of_second(), &report.second) {
         (Some(its), Some(second)) => {
             // The devices of both were given back together.
             let given_back = report.given_back.iter().skip(kinds(&scenario.guest).len()).cloned();
             let second = Report { given_back: given_back.collect(), ..(**second).clone() };
-            wrong.extend(failures(&its, &second).iter().map(|what| format!("second guest: {what}")));
+            verdict.join("second guest", judge(&its, &second));
         }
         (None, None) => {}
-        (wanted, _) => wrong.push(format!("a second guest was wanted: {}", wanted.is_some())),
+        (wanted, _) => verdict.wrong.push(format!("a second guest was wanted: {}", wanted.is_some())),
     }
     let before = std::iter::once(Before::default()).chain(report.steps.iter().map(Before::of));
     for (step, before) in report.steps.iter().zip(before) {
-        step::judge(step, before, scenario.margins, &mut wrong);
+        step::judge(step, before, scenario, &mut verdict);
     }
     if let Some(status) = &report.status {
-        guest::figures(status, scenario, &mut wrong);
+        guest::figures(status, scenario, &mut verdict);
         let guest = &scenario.guest;
         for (seen, wanted, who, idle) in [
             (
@@ -53,70 +56,72 @@ pub fn failures(scenario: &Scenario, report: &Report) -> Vec<String> {
         ] {
             if let Some(seen) = seen.as_ref().filter(|seen| seen.errors != 0) {
                 let first = seen.first.as_deref().unwrap_or("unknown");
-                wrong.push(format!("the {who} failed {} times, first: {first}", seen.errors));
+                verdict.wrong.push(format!("the {who} failed {} times, first: {first}", seen.errors));
             }
             if wanted && seen.as_ref().is_none_or(|seen| seen.passes == 0) {
-                wrong.push(format!("the {idle}"));
+                verdict.wrong.push(format!("the {idle}"));
             }
         }
-        guest::disks(status, report.powered_off, scenario, &mut wrong);
+        guest::disks(status, report.powered_off, scenario, &mut verdict);
     }
-    judge_stream(report, &mut wrong);
-    judge_messages(report, &mut wrong);
-    assigned::judge(scenario, report, &mut wrong);
-    wrong.extend(report.file_systems.iter().map(|what| format!("a file system is not whole: {what}")));
+    judge_stream(report, &mut verdict);
+    judge_messages(report, &mut verdict);
+    assigned::judge(scenario, report, &mut verdict);
+    verdict
+        .wrong
+        .extend(report.file_systems.iter().map(|what| format!("a file system is not whole: {what}")));
     match &report.stopped_by {
-        Some(reason) => wrong.push(reason.clone()),
-        None => judge_completeness(scenario, report, &mut wrong),
+        Some(reason) => verdict.told(reason.clone()),
+        None => judge_completeness(scenario, report, &mut verdict),
     }
-    wrong
+    verdict
 }
 
-fn judge_stream(report: &Report, wrong: &mut Vec<String>) {
+fn judge_stream(report: &Report, verdict: &mut Verdict) {
     let stream = &report.stream;
     for (count, what) in [(stream.lost, "lost"), (stream.repeated, "repeated"), (stream.damaged, "damaged")] {
         if count != 0 {
-            wrong.push(format!("{count} lines of the serial console were {what}"));
+            verdict.wrong.push(format!("{count} lines of the serial console were {what}"));
         }
     }
     let pings = &report.pings;
     if pings.wrong != 0 || pings.answered != pings.sent {
-        wrong.push(format!(
+        verdict.wrong.push(format!(
             "of {} pings over the serial console {} were answered, {} wrongly",
             pings.sent, pings.answered, pings.wrong
         ));
     }
 }
 
-fn judge_messages(report: &Report, wrong: &mut Vec<String>) {
+fn judge_messages(report: &Report, verdict: &mut Verdict) {
     let known = report.messages_before.iter().chain(report.messages_without.iter().flatten());
     let known: BTreeSet<&str> = known.map(|message| class(message)).collect();
     let new = report.messages_after.iter().filter(|message| !known.contains(class(message)));
     for message in new.filter(|message| class(message) != NVME) {
-        wrong.push(format!("the guest's kernel says, and does not without a handover: {message}"));
+        verdict.told(format!("the guest's kernel says, and does not without a handover: {message}"));
     }
     // A controller that is reset before any handover is out of order, too.
     let nvme = report.messages_before.iter().chain(&report.messages_after);
     for message in nvme.filter(|message| class(message) == NVME) {
-        wrong.push(format!("the guest's kernel says of its disk: {message}"));
+        verdict.wrong.push(format!("the guest's kernel says of its disk: {message}"));
     }
 }
 
 /// What must be there in a run that nothing stopped.
-fn judge_completeness(scenario: &Scenario, report: &Report, wrong: &mut Vec<String>) {
+fn judge_completeness(scenario: &Scenario, report: &Report, verdict: &mut Verdict) {
     let wanted = scenario.steps.iter().flat_map(|step| step.expand()).count();
     if report.steps.len() != wanted {
-        wrong.push(format!("{} of {wanted} steps were made", report.steps.len()));
+        verdict.wrong.push(format!("{} of {wanted} steps were made", report.steps.len()));
     }
     let assigned = scenario.assigned().len();
     if scenario.host.is_some() && report.given_back.len() != assigned {
-        wrong.push(format!("{} of {assigned} devices were given back", report.given_back.len()));
+        verdict.wrong.push(format!("{} of {assigned} devices were given back", report.given_back.len()));
     }
     if report.status.is_none() || report.stream.lines == 0 || report.pings.sent == 0 {
-        wrong.push("the guest gave no figures, no lines or no answers".into());
+        verdict.wrong.push("the guest gave no figures, no lines or no answers".into());
     }
     if scenario.steps.last() == Some(&Step::PowerOff) && !report.powered_off {
-        wrong.push("the guest did not power off".into());
+        verdict.wrong.push("the guest did not power off".into());
     }
 }
 

@@ -1,8 +1,9 @@
 //! What in a step of a report is wrong.
 
+use super::verdict::Verdict;
 use crate::lab::net::NetReport;
 use crate::lab::report::StepReport;
-use crate::lab::scenario::{Margins, Mode, Step};
+use crate::lab::scenario::{Margins, Mode, Scenario, Step};
 use crate::lab::vsock::VsockReport;
 
 /// What the step before may be the reason of, in milliseconds.
@@ -23,48 +24,58 @@ impl Before {
     }
 }
 
-pub(super) fn judge(step: &StepReport, before: Before, margins: Margins, wrong: &mut Vec<String>) {
+pub(super) fn judge(step: &StepReport, before: Before, scenario: &Scenario, verdict: &mut Verdict) {
+    let margins = scenario.margins;
     let (name, reboot, stands) = (&step.step, is_reboot(step), stands(step));
     let back = *name == Step::RollBack.to_string();
     if step.total.is_some() && step.paused == 0.0 && step.downtime.is_none() && !reboot && !back {
-        wrong.push(format!("{name}: no downtime was reported"));
+        verdict.wrong.push(format!("{name}: no downtime was reported"));
     }
     let allowed = stands + margins.gap_ms as f64;
     if step.gap() > allowed {
-        wrong.push(format!(
+        verdict.doubtful.push(format!(
             "{name}: a heartbeat was missed for {:.0} ms, allowed are {allowed:.0} ms",
             step.gap()
         ));
     }
     if step.late > allowed {
-        wrong.push(format!("{name}: a timer was seen {:.0} ms late, allowed are {allowed:.0} ms", step.late));
+        verdict
+            .doubtful
+            .push(format!("{name}: a timer was seen {:.0} ms late, allowed are {allowed:.0} ms", step.late));
     }
     for (clock, drift) in [("monotonic", step.drift), ("wall", step.wall_drift)] {
         if drift.abs() > margins.drift_ms as f64 {
-            wrong.push(format!("{name}: the guest's {clock} clock went {drift:+.0} ms against the host's"));
+            verdict
+                .wrong
+                .push(format!("{name}: the guest's {clock} clock went {drift:+.0} ms against the host's"));
         }
     }
     // It may have been sent in the step before.
     let disk_allowed = before.stood + stands + margins.disk_ms as f64;
     if step.disk > disk_allowed {
-        wrong.push(format!(
+        verdict.doubtful.push(format!(
             "{name}: a request to a disk took {:.0} ms, allowed are {disk_allowed:.0} ms",
             step.disk
         ));
     }
     if let Some(net) = &step.net {
-        network(step, net, before, margins, wrong);
+        network(step, net, before, margins, verdict);
+        // Between the queues of a tap there is no order, and it moves a flow to the queue that its answers came by.
+        let several = scenario.guest.net.as_ref().is_some_and(|net| net.queues > 1);
+        if !several && net.reordered != 0 {
+            verdict.wrong.push(format!("{name}: {} answers to pings came out of order", net.reordered));
+        }
     }
     if let Some(vsock) = &step.vsock {
         let charged = stands + before.stood + 2.0 * (step.paused + before.paused);
-        sockets(step, vsock, charged + margins.net_ms as f64, wrong);
+        sockets(step, vsock, charged + margins.net_ms as f64, verdict);
     }
     if step.disconnects != 0 && !reboot {
-        wrong.push(format!("{name}: the serial client lost its connection"));
+        verdict.wrong.push(format!("{name}: the serial client lost its connection"));
     }
 }
 
-fn network(step: &StepReport, net: &NetReport, before: Before, margins: Margins, wrong: &mut Vec<String>) {
+fn network(step: &StepReport, net: &NetReport, before: Before, margins: Margins, verdict: &mut Verdict) {
     let (name, still) = (&step.step, stands(step));
     // TCP waits twice as long before each time that it sends again, so it may notice late that the guest is back: in the
     // next step, perhaps.
@@ -75,34 +86,34 @@ fn network(step: &StepReport, net: &NetReport, before: Before, margins: Margins,
         let margin = if is_reboot(step) || before.reboot { times } else { 1.0 } * margins.net_ms as f64;
         let allowed = still.max(before.stood) * times + margin;
         if gap > allowed {
-            wrong.push(format!("{name}: no {what} came for {gap:.0} ms, allowed are {allowed:.0} ms"));
+            verdict
+                .doubtful
+                .push(format!("{name}: no {what} came for {gap:.0} ms, allowed are {allowed:.0} ms"));
         }
     }
     // A ping is sent every 2 ms: so many may be lost as the guest stood still for, or as it paid for a pause.
     let excused = ((still + step.paused + before.paused) / 2.0).ceil() as u64;
     if net.lost > excused {
-        wrong.push(format!("{name}: {} pings were lost, {excused} by the downtime", net.lost));
+        verdict.doubtful.push(format!("{name}: {} pings were lost, {excused} by the downtime", net.lost));
     }
-    // A tap with several queues that is opened again may spread a flow anew: what waited in one queue for the guest to go on
-    // is overtaken by what comes by another.
-    if net.reordered > if is_reboot(step) { excused } else { 0 } {
-        wrong.push(format!("{name}: {} answers to pings came out of order or again", net.reordered));
+    if net.repeated != 0 {
+        verdict.wrong.push(format!("{name}: {} answers to pings came again", net.repeated));
     }
     if let Some(what) = &net.broken {
-        wrong.push(format!("{name}: the TCP stream broke: {what}"));
+        verdict.wrong.push(format!("{name}: the TCP stream broke: {what}"));
     }
 }
 
 /// Connections may end with a handover, and with nothing else; new ones are made at once.
-fn sockets(step: &StepReport, vsock: &VsockReport, allowed: f64, wrong: &mut Vec<String>) {
+fn sockets(step: &StepReport, vsock: &VsockReport, allowed: f64, verdict: &mut Verdict) {
     let name = &step.step;
     // A guest that was paused may still be waited for when the step ends: the next step's gap says for how long.
     if vsock.messages == 0 && step.paused == 0.0 {
-        wrong.push(format!("{name}: no message came over AF_VSOCK"));
+        verdict.doubtful.push(format!("{name}: no message came over AF_VSOCK"));
     }
     if vsock.gap > allowed {
         let gap = vsock.gap;
-        wrong.push(format!(
+        verdict.doubtful.push(format!(
             "{name}: no message came over AF_VSOCK for {gap:.0} ms, allowed are {allowed:.0} ms"
         ));
     }
@@ -115,13 +126,13 @@ fn sockets(step: &StepReport, vsock: &VsockReport, allowed: f64, wrong: &mut Vec
     };
     if vsock.ended > excused {
         let how = vsock.how.as_deref().unwrap_or("unknown");
-        wrong.push(format!(
+        verdict.wrong.push(format!(
             "{name}: {} connections over AF_VSOCK ended, excused are {excused}: {how}",
             vsock.ended
         ));
     }
     if let Some(what) = &vsock.broken {
-        wrong.push(format!("{name}: the stream over AF_VSOCK broke: {what}"));
+        verdict.wrong.push(format!("{name}: the stream over AF_VSOCK broke: {what}"));
     }
 }
 

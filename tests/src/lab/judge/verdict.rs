@@ -1,0 +1,54 @@
+//! What a run is found to be.
+
+/// What the lab's own machine does to itself or to a guest about once an hour, handover or not (docs/limits.md), as it is found in
+/// why a run stopped or in what a kernel says.
+const OF_THE_MACHINE: [&str; 6] = [
+    "the host ended without a report",
+    "TSC stands still",
+    "nothing came within 90s",
+    "no prompt for a login came",
+    "BUG: soft lockup",
+    "detected stall",
+];
+
+/// Everything in a report that is not as the scenario wants it, each in one sentence.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// What no machine is the reason of.
+    pub wrong: Vec<String>,
+    /// What a machine may be the reason of that gave its guests no time, or failed: another run tells.
+    pub doubtful: Vec<String>,
+}
+
+impl Verdict {
+    /// Takes note of what is doubtful where the machine is known for it, and wrong otherwise.
+    pub(super) fn told(&mut self, what: String) {
+        if OF_THE_MACHINE.iter().any(|words| what.contains(words)) {
+            self.doubtful.push(what);
+        } else {
+            self.wrong.push(what);
+        }
+    }
+
+    /// Takes another guest's verdict in.
+    pub(super) fn join(&mut self, whose: &str, other: Self) {
+        let named = |what: Vec<String>| what.into_iter().map(move |what| format!("{whose}: {what}"));
+        self.wrong.extend(named(other.wrong));
+        self.doubtful.extend(named(other.doubtful));
+    }
+
+    /// All that it holds.
+    pub fn all(&self) -> impl Iterator<Item = &String> {
+        self.wrong.iter().chain(&self.doubtful)
+    }
+
+    /// Whether all was as the scenario wants it.
+    pub fn is_passed(&self) -> bool {
+        self.all().next().is_none()
+    }
+
+    /// Whether it did not pass, and another run may.
+    pub fn is_doubtful(&self) -> bool {
+        self.wrong.is_empty() && !self.doubtful.is_empty()
+    }
+}
