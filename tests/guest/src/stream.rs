@@ -29,7 +29,7 @@ pub struct StreamStats {
 /// A reader of a test guest's console.
 ///
 /// What comes before the first whole frame (the boot loader's and the kernel's own messages) does not count.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct StreamReader {
     partial: Vec<u8>,
     next: Option<u64>,

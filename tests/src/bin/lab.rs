@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use cpr_tests::lab::judge::{self, Verdict};
 use cpr_tests::lab::report::Report;
-use cpr_tests::lab::scenario::{Mode, Scenario};
+use cpr_tests::lab::scenario::Scenario;
 use cpr_tests::lab::{alone, host, init, inside};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -122,11 +122,11 @@ fn figures(report: &Report) {
             step.descriptors.map_or_else(|| "-".to_owned(), |count| count.to_string()),
         );
     }
-    for mode in [Mode::Transfer, Mode::Exec, Mode::Reboot] {
-        let phases = report.phases(mode);
+    for step in ["transfer", "exec", "reboot", "kexec"] {
+        let phases = report.phases(step);
         if !phases.is_empty() {
             let times = phases.iter().map(|time| format!("{} {:.2}", time.phase, time.us as f64 / 1e3));
-            println!("  steps of {mode}, medians in ms: {}", times.collect::<Vec<_>>().join(", "));
+            println!("  steps of {step}, medians in ms: {}", times.collect::<Vec<_>>().join(", "));
         }
     }
     for (step, net) in report.steps.iter().filter_map(|step| Some((&step.step, step.net.as_ref()?))) {

@@ -50,7 +50,7 @@ pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
     let mut alone = Alone(machine.start()?);
     let console = Console::connect(&socket, &directory.join("console.log"))?;
     let getty = scenario.guest.root.map(|_| Getty::connect(&tty, &directory.join("tty.log")));
-    let mut report = steps::run(scenario, &mut alone, &console, getty.transpose()?.as_ref(), None);
+    let mut report = steps::run(scenario, &mut alone, &console, getty.transpose()?.as_ref(), None, None);
     drop(alone);
     report.file_systems = disks::check(&scenario.guest, &images);
     Ok(report)
@@ -59,6 +59,10 @@ pub fn run(scenario: &Scenario, directory: &Path) -> Result<Report> {
 impl Machine for Alone {
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver> {
         bail!("{mode} needs a host in the scenario")
+    }
+
+    fn save(&mut self) -> Result<()> {
+        bail!("a kexec needs a host in the scenario")
     }
 
     fn roll_back(&mut self) -> Result<HandOver> {

@@ -7,13 +7,16 @@
 //!    the code has which it interrupted, for good.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::num::NonZero;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use vmm_core::cpr::format::{SectionKind, StateReader};
 use vmm_core::vcpu::state::{Tsc, VcpuState};
 use vmm_core::x86::clock::host_tsc;
+
+use super::dax;
 
 /// The most of a stack that is looked through.
 const STACK: usize = 16 << 10;
@@ -34,7 +37,7 @@ const MSRS: [(u32, &str); 7] = [
 /// Prints where the vCPUs in a state file stand. `ram` is a file that holds the guest's RAM below 3 GiB at its addresses.
 pub fn print(state: &Path, ram: &Path) -> Result<()> {
     let mut reader = StateReader::parse(&fs::read(state)?)?;
-    let ram = File::open(ram)?;
+    let ram = Ram::open(ram)?;
     println!("--- the vCPUs of the guest");
     for index in reader.instances(SectionKind::Vcpu) {
         vcpu(index, &reader.take(index)?, &ram)?;
@@ -57,7 +60,7 @@ pub fn interrupted_twice(log: &str) -> Option<&str> {
     })
 }
 
-fn vcpu(index: u32, state: &VcpuState, ram: &File) -> Result<()> {
+fn vcpu(index: u32, state: &VcpuState, ram: &Ram) -> Result<()> {
     let (regs, sregs, events) = (state.regs.get()?, state.sregs.get()?, state.events.get()?);
     let space = Space { cr3: sregs.cr3, la57: sregs.cr4 & CR4_LA57 != 0 };
     println!("vcpu {index}: mp-state {}, {regs:x?}", state.mp_state);
@@ -134,6 +137,35 @@ fn masked(stack: &[u64]) -> Option<u64> {
     stack.windows(6).find(frame).map(|at| at[1])
 }
 
+/// A guest's RAM, mapped for as long as the lab lasts: a DAX device cannot be read otherwise.
+struct Ram {
+    at: *const u8,
+    length: usize,
+}
+
+impl Ram {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        let length = match file.metadata()?.len() {
+            0 => dax::size()?,
+            length => length,
+        } as usize;
+        let size = NonZero::new(length).context("there is no RAM")?;
+        // SAFETY: a new mapping, which nothing else knows of.
+        let at = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) };
+        let at = at.with_context(|| format!("mapping {}", path.display()))?;
+        Ok(Self { at: at.as_ptr().cast(), length })
+    }
+
+    fn read(&self, buffer: &mut [u8], at: u64) -> Option<()> {
+        let end = at.checked_add(buffer.len() as u64)?;
+        (end <= self.length as u64).then_some(())?;
+        // SAFETY: the mapping is as long as that; the guest does not run.
+        unsafe { self.at.add(at as usize).copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len()) };
+        Some(())
+    }
+}
+
 /// A virtual address space: where its tables are, and whether they have five levels.
 #[derive(Clone, Copy)]
 struct Space {
@@ -142,13 +174,13 @@ struct Space {
 }
 
 /// Reads at a virtual address, as far as it is mapped (RAM below 3 GiB).
-fn read(ram: &File, space: Space, mut address: u64, length: usize) -> Vec<u8> {
+fn read(ram: &Ram, space: Space, mut address: u64, length: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while bytes.len() < length {
         let piece = (length - bytes.len()).min(0x1000 - (address & 0xfff) as usize);
         let mut buffer = vec![0; piece];
-        let there = translate(ram, space, address).map(|at| ram.read_exact_at(&mut buffer, at));
-        if !matches!(there, Some(Ok(()))) {
+        let there = translate(ram, space, address).map(|at| ram.read(&mut buffer, at));
+        if !matches!(there, Some(Some(()))) {
             break;
         }
         bytes.extend(buffer);
@@ -157,12 +189,12 @@ fn read(ram: &File, space: Space, mut address: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-fn translate(ram: &File, space: Space, address: u64) -> Option<u64> {
+fn translate(ram: &Ram, space: Space, address: u64) -> Option<u64> {
     const FRAME: u64 = 0x000f_ffff_ffff_f000;
     let mut table = space.cr3 & FRAME;
     for shift in [48, 39, 30, 21, 12].into_iter().skip(usize::from(!space.la57)) {
         let mut entry = [0; 8];
-        ram.read_exact_at(&mut entry, table + (address >> shift & 0x1ff) * 8).ok()?;
+        ram.read(&mut entry, table + (address >> shift & 0x1ff) * 8)?;
         let entry = u64::from_le_bytes(entry);
         if entry & 1 == 0 {
             return None;

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use guest_init::frame::{Frame, Kind};
 use guest_init::status::Status;
 use guest_init::stream::{StreamReader, StreamStats};
+use serde::{Deserialize, Serialize};
 
 use super::client::{self, Event, RETRY};
 use super::report::Pings;
@@ -24,6 +25,14 @@ use super::report::Pings;
 const PING_EVERY: Duration = Duration::from_millis(200);
 /// On a busy machine a serial port under TCG does a hundred bytes a second.
 const ANSWER_WITHIN: Duration = Duration::from_secs(90);
+
+/// What a guest has said and answered, for another client of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Heard {
+    reader: StreamReader,
+    kernel_messages: Vec<String>,
+    pings: Pings,
+}
 
 /// A status and the host's time around it.
 #[derive(Debug, Clone)]
@@ -38,12 +47,10 @@ pub struct Reading {
 
 #[derive(Default)]
 struct Shared {
-    reader: StreamReader,
+    heard: Heard,
     writer: Option<UnixStream>,
     connected_before: bool,
-    kernel_messages: Vec<String>,
     pinging: bool,
-    pings: Pings,
     closing: bool,
 }
 
@@ -60,7 +67,16 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 impl Console {
     /// Connects to a socket as soon as it is there; the bytes read are kept in the file `log`.
     pub fn connect(socket: &Path, log: &Path) -> Result<Self> {
-        let shared = Arc::new(Mutex::new(Shared::default()));
+        Self::follow(socket, log, Shared::default())
+    }
+
+    /// The same, for a guest that another client has heard, whose connection has ended.
+    pub fn go_on(socket: &Path, log: &Path, heard: Heard) -> Result<Self> {
+        Self::follow(socket, log, Shared { heard, connected_before: true, ..Shared::default() })
+    }
+
+    fn follow(socket: &Path, log: &Path, shared: Shared) -> Result<Self> {
+        let shared = Arc::new(Mutex::new(shared));
         let (sender, replies) = mpsc::channel();
         let log = File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let (reading, socket) = (Arc::clone(&shared), socket.to_owned());
@@ -120,17 +136,27 @@ impl Console {
 
     /// What happened to the console's lines so far.
     pub fn stats(&self) -> StreamStats {
-        lock(&self.shared).reader.stats().clone()
+        lock(&self.shared).heard.reader.stats().clone()
     }
 
     /// What happened to the pings so far.
     pub fn pings(&self) -> Pings {
-        lock(&self.shared).pings.clone()
+        lock(&self.shared).heard.pings.clone()
+    }
+
+    /// What was heard, once the connection has ended: until then there may be more to come.
+    pub fn heard_all(&self) -> Result<Heard> {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        while lock(&self.shared).writer.is_some() {
+            ensure!(Instant::now() < deadline, "the connection did not end within {ANSWER_WITHIN:?}");
+            thread::sleep(RETRY);
+        }
+        Ok(lock(&self.shared).heard.clone())
     }
 
     /// The kernel messages of trouble so far, each with its class before it.
     pub fn kernel_messages(&self) -> Vec<String> {
-        lock(&self.shared).kernel_messages.clone()
+        lock(&self.shared).heard.kernel_messages.clone()
     }
 }
 
@@ -155,12 +181,12 @@ impl Shared {
         match frame.kind {
             Kind::Numbered => None,
             Kind::Kernel => {
-                self.kernel_messages.push(frame.payload);
+                self.heard.kernel_messages.push(frame.payload);
                 None
             }
             Kind::Reply => match frame.payload.strip_prefix("PONG ") {
                 Some(number) => {
-                    self.pings.answer(number);
+                    self.heard.pings.answer(number);
                     None
                 }
                 None => Some(frame.payload),
@@ -175,13 +201,13 @@ fn see(shared: &Mutex<Shared>, event: Event, replies: &mpsc::Sender<String>) -> 
         Event::Unconnected => return !state.closing,
         Event::Connected(writer) => {
             if state.connected_before {
-                state.reader.reconnected();
+                state.heard.reader.reconnected();
             }
             state.connected_before = true;
             state.writer = Some(writer);
         }
         Event::Bytes(bytes) => {
-            for frame in state.reader.feed(bytes) {
+            for frame in state.heard.reader.feed(bytes) {
                 if let Some(reply) = state.take(frame)
                     && replies.send(reply).is_err()
                 {
@@ -202,10 +228,10 @@ fn ping(shared: &Mutex<Shared>) {
             return;
         }
         // While the guest stands still only so many wait that its FIFO and the socket hold them.
-        if state.pinging && state.pings.sent < state.pings.answered + 20 {
-            let number = state.pings.sent;
+        if state.pinging && state.heard.pings.sent < state.heard.pings.answered + 20 {
+            let number = state.heard.pings.sent;
             if state.send(&format!("PING {number}")).is_ok() {
-                state.pings.sent += 1;
+                state.heard.pings.sent += 1;
             }
         }
     }

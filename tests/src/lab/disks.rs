@@ -74,6 +74,13 @@ fn image(directory: &Path, device: &str, size_mib: u64, ext4: bool) -> Result<Pa
     Ok(path)
 }
 
+/// Makes an image of so many MiB at a path, with an ext4 file system that holds a directory's tree.
+pub fn image_of(path: &Path, size_mib: u64, tree: &Path) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    file.set_len(size_mib << 20).with_context(|| format!("sizing {}", path.display()))?;
+    tool("mke2fs", &["-q", "-F", "-t", "ext4", "-d", &tree.to_string_lossy()], path)
+}
+
 /// What is wrong with the file systems on the images, once the guest has powered off.
 pub fn check(guest: &Guest, images: &[PathBuf]) -> Vec<String> {
     let ext4 = guest.root.iter().map(|_| true).chain(guest.disks.iter().map(|disk| disk.ext4));

@@ -8,9 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::report::Report;
-use super::scenario::{Host, Scenario};
+use super::scenario::{Backing, Host, Scenario};
 use super::watch::{self, Watched};
-use super::{assigned, disks, image, qemu};
+use super::{assigned, dax, disks, image, kexec, qemu};
 
 /// Runs a scenario on its host; its files and the host's console are kept in `directory`.
 pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report> {
@@ -28,14 +28,22 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
     let nvme = assigned::placed(scenario, nvme);
     let iommu = !scenario.assigned().is_empty();
     image::host(&host_initrd, scenario, &host_kernel, &guest_kernel, &guest_initrd)?;
+    let disks = [disks, kexec::disk(directory, scenario, &guest_kernel, &guest_initrd)?.as_slice()].concat();
+    let dax = scenario.ram_mib().filter(|_| scenario.guest.backing == Backing::Dax).map(dax::cmdline);
     let console = directory.join("console.log");
     let machine = qemu::Machine {
         cpus: host.cpus,
         memory: &host.memory,
         kernel: &host_kernel,
         initrd: &host_initrd,
-        cmdline: &[watch::CMDLINE, if iommu { assigned::CMDLINE } else { "" }, &host.cmdline].join(" "),
-        disks,
+        cmdline: &[
+            watch::CMDLINE,
+            if iommu { assigned::CMDLINE } else { "" },
+            &dax.unwrap_or_default(),
+            &host.cmdline,
+        ]
+        .join(" "),
+        disks: &disks,
         nvme: &nvme,
         iommu,
         tap: None,

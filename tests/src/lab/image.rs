@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use guest_init::early;
 
 use super::cpio::Cpio;
-use super::scenario::{Guest, Kernel, Scenario};
+use super::scenario::{Backing, Guest, Kernel, Scenario};
 use super::{assigned, modules, units};
 use crate::harness::host::binary;
 
@@ -25,6 +25,9 @@ const NET_MODULES: [&str; 4] = ["virtio_pci", "virtio_net", "tun", "vhost_net"];
 
 /// What a machine with an NVMe disk needs besides, and a host that assigns it.
 const ASSIGNED_MODULES: [&str; 5] = ["nvme", "crc32c_generic", "ext4", "vfio_iommu_type1", "vfio_pci"];
+/// What a host needs that has memory set aside, which is a DAX device, and a disk that outlives its kernel.
+const DAX_MODULES: [&str; 8] =
+    ["nd_e820", "nd_pmem", "dax_pmem", "device_dax", "virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 /// What a userland of its own needs besides: systemd mounts some file systems when they are first used.
 const ROOT_MODULES: [&str; 1] = ["autofs4"];
 /// What a machine with AF_VSOCK sockets needs besides.
@@ -110,6 +113,9 @@ fn modules_of(guest: &Guest, always: &[&'static str]) -> Vec<&'static str> {
     }
     if guest.vsock {
         names.extend(VSOCK_MODULES);
+    }
+    if guest.backing == Backing::Dax {
+        names.extend(DAX_MODULES);
     }
     names
 }

@@ -12,12 +12,13 @@ use super::console::Console;
 use super::getty::Getty;
 use super::host_log::HostLog;
 use super::image::SCENARIO;
+use super::kexec::{self, Arrival};
 use super::meeting::Meeting;
 use super::owner::{self, Owner};
 use super::report::Report;
-use super::scenario::{Scenario, Step};
+use super::scenario::{Backing, Scenario, Step};
 use super::vfio::{self, Bound};
-use super::{assigned, autopsy, disks, judge, net, paths, steps, units};
+use super::{assigned, autopsy, dax, disks, judge, net, paths, steps, units};
 
 /// The two guests that there can be.
 const GUESTS: [&str; 2] = ["vm1", "vm2"];
@@ -32,6 +33,13 @@ pub const REPORT_MARK: &str = "@report ";
 pub fn run() -> Result<()> {
     let scenario = Scenario::read(Path::new(SCENARIO))?;
     println!("host is up: {}", std::fs::read_to_string("/proc/version")?.trim());
+    if scenario.guest.backing == Backing::Dax {
+        let kept = if dax::make()? { "was there" } else { "is new" };
+        println!("{} {kept}", dax::DEVICE);
+    }
+    if scenario.host.as_ref().is_some_and(|host| !host.next.is_empty()) {
+        kexec::mount_kept(&scenario)?;
+    }
     disks::slow_down(&scenario.guest)?;
     if let Some(host) = scenario.host.as_ref().filter(|host| !host.units.is_empty()) {
         units::run(&host.units)?;
@@ -136,11 +144,21 @@ fn watched(
     if scenario.host.as_ref().is_some_and(|host| host.ram_on_disk) {
         owner::refuse_ram_on_disk(name, &scenario.guest, first_device)?;
     }
-    let mut owner = Owner::boot(name, &scenario.guest, first_device, meeting)?;
-    let console = Console::connect(&paths::serial(name), &paths::console_log(name))?;
+    let (serial, log) = (paths::serial(name), paths::console_log(name));
+    let loaded = match &scenario.host {
+        Some(host) if !host.next.is_empty() => Arrival::load(|| Owner::resume_kept(name, &scenario.guest))?,
+        _ => None,
+    };
+    let (mut owner, console, arrival) = if let Some((mut arrival, owner)) = loaded {
+        let heard = std::mem::take(&mut arrival.progress.heard);
+        (owner, Console::go_on(&serial, &log, heard)?, Some(arrival))
+    } else {
+        let owner = Owner::boot(name, &scenario.guest, first_device, meeting)?;
+        (owner, Console::connect(&serial, &log)?, None)
+    };
     let getty = scenario.guest.root.map(|_| Getty::connect(&paths::tty(name), &paths::tty_log(name)));
     let getty = getty.transpose()?;
-    let report = steps::run(scenario, &mut owner, &console, getty.as_ref(), host_log);
+    let report = steps::run(scenario, &mut owner, &console, getty.as_ref(), host_log, arrival);
     if report.stopped_by.is_some() {
         owner.show_logs();
         if let Err(error) = examine(&mut owner, &console) {

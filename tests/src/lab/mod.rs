@@ -15,7 +15,9 @@
 //!    the host's kernel says of them meanwhile, [`aer`] has one fail.
 //! 8. Two guests on a host go through the same steps at the same time ([`meeting`]).
 //! 9. Of a guest that falls silent [`autopsy`] tells where its vCPUs stand.
-//! 10. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
+//! 10. A host may go into other kernels ([`kexec`]), with the guest's RAM in memory that outlives them ([`dax`]); [`stale`] is
+//!     what must not be loaded there.
+//! 11. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
 
 pub mod aer;
 pub mod alone;
@@ -25,6 +27,7 @@ pub mod client;
 pub mod commands;
 pub mod console;
 pub mod cpio;
+pub mod dax;
 pub mod delay;
 pub mod disks;
 pub mod faults;
@@ -35,6 +38,7 @@ pub mod image;
 pub mod init;
 pub mod inside;
 pub mod judge;
+pub mod kexec;
 pub mod meeting;
 pub mod modules;
 pub mod net;
@@ -44,6 +48,7 @@ pub mod qemu;
 pub mod report;
 pub mod root;
 pub mod scenario;
+pub mod stale;
 pub mod steps;
 pub mod threads;
 pub mod trouble;

@@ -17,11 +17,11 @@ use vmm_core::monitor::client::Client;
 use super::commands::{WITHIN, downtime, is_in_source, load, phases, save, status, unix, until};
 use super::image::{GUEST_INITRD, GUEST_KERNEL};
 use super::meeting::Meeting;
-use super::paths::{RUNTIME, log, ram, serial, serial_log, state_file, tty};
+use super::paths::{RUNTIME, kept_state_file, log, ram, serial, serial_log, state_file, tty};
 use super::scenario::{Backing, Disk, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
 use super::trouble::Trouble;
-use super::{aer, assigned, autopsy, disks, faults, net, paths, threads, vfio, vsock};
+use super::{aer, assigned, autopsy, disks, faults, net, paths, stale, threads, vfio, vsock};
 
 /// The process that owns the guest, whichever it is by now.
 pub struct Owner {
@@ -33,6 +33,8 @@ pub struct Owner {
     pub(super) confined: bool,
     /// The first of its devices that is the host's, until it is asked back.
     device: Option<String>,
+    /// Where its RAM is, unless in a memfd.
+    ram: PathBuf,
     /// Whether its RAM goes into the file when it is saved to one.
     copied: bool,
     /// With whom it does what they do at the same time.
@@ -47,16 +49,40 @@ impl Owner {
         first: usize,
         meeting: Option<Arc<Meeting>>,
     ) -> Result<Self> {
+        let ram = ram(name, guest.backing);
         let backing = match guest.backing {
             Backing::Memfd => "memfd".to_owned(),
-            Backing::File => format!("file,path={}", ram(name).display()),
+            Backing::File => format!("file,path={}", ram.display()),
+            Backing::Dax => format!("dax,path={}", ram.display()),
         };
         let (arguments, given) = arguments(name, guest, first, &backing)?;
         let process = load(name, &arguments, 0, false)?;
         drop(given);
         let device = Some(assigned::place(guest, first, 0).to_string());
         let copied = guest.backing == Backing::Memfd;
-        Ok(Self { name, process, started: 1, confined: false, device, copied, meeting })
+        Ok(Self { name, process, started: 1, confined: false, device, ram, copied, meeting })
+    }
+
+    /// Loads a guest that was saved under the host's kernel before this one, and can be once.
+    pub fn resume_kept(name: &'static str, guest: &Guest) -> Result<Self> {
+        let file = kept_state_file(name);
+        stale::refuse_all(name, &file)?;
+        let from = format!("file:{}", file.display());
+        let process = load(name, &["resume".to_owned(), format!("--from={from}")], 0, false)?;
+        let copied = guest.backing == Backing::Memfd;
+        let owner = Self {
+            name,
+            process,
+            started: 1,
+            confined: false,
+            device: None,
+            ram: ram(name, guest.backing),
+            copied,
+            meeting: None,
+        };
+        owner.loaded().inspect_err(|_| owner.show_logs())?;
+        stale::keep(&file)?;
+        Ok(owner)
     }
 
     /// Prints what each process said, and what the one that has the guest does: a while apart, so that it shows what does not
@@ -78,9 +104,10 @@ impl Owner {
     pub fn examine(&mut self) -> Result<()> {
         let file = state_file(self.name);
         self.save_to(&file)?;
-        let printed = autopsy::print(&file, &ram(self.name));
-        self.load_from(&file)?;
-        printed
+        if let Err(error) = autopsy::print(&file, &self.ram) {
+            println!("where its vCPUs stand is not known: {error:#}");
+        }
+        self.load_from(&file).map(drop)
     }
 
     fn monitor(&self) -> Result<Client> {
@@ -195,6 +222,11 @@ impl Owner {
 
     fn load_from(&mut self, file: &Path) -> Result<Value> {
         self.process = self.resume(&format!("file:{}", file.display()))?;
+        self.loaded()
+    }
+
+    /// Waits for a guest that is loaded; gives what its owner says of itself.
+    fn loaded(&self) -> Result<Value> {
         let loaded = |status: &Value| ["running", "paused"].iter().any(|state| status["run-state"] == *state);
         until("the guest to be loaded", || Ok(status(self.name).ok().filter(loaded)))
     }
@@ -304,6 +336,10 @@ impl Machine for Owner {
         }
         let total = milliseconds(started.elapsed());
         Ok(HandOver { downtime: downtime(&report), total, phases: phases(&report)? })
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.save_to(&kept_state_file(self.name))
     }
 
     fn wanted(&mut self) -> Result<()> {

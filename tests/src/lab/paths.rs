@@ -2,6 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use super::dax;
+use super::kexec::KEPT;
+use super::scenario::Backing;
+
 /// Where the commands' sockets are.
 pub const RUNTIME: &str = "/run/cpr";
 /// Where the logs of `cpr-load` are.
@@ -38,13 +42,21 @@ pub fn tty_log(name: &str) -> PathBuf {
 }
 
 /// Where a guest has its RAM, unless in a memfd.
-pub fn ram(name: &str) -> PathBuf {
-    Path::new("/dev/shm").join(name)
+pub fn ram(name: &str, backing: Backing) -> PathBuf {
+    match backing {
+        Backing::Dax => dax::DEVICE.into(),
+        Backing::File | Backing::Memfd => Path::new("/dev/shm").join(name),
+    }
 }
 
 /// Where a guest is saved to.
 pub fn state_file(name: &str) -> PathBuf {
     Path::new(RUNTIME).join(format!("{name}.state"))
+}
+
+/// Where a guest is saved to for the host's next kernel.
+pub fn kept_state_file(name: &str) -> PathBuf {
+    Path::new(KEPT).join(format!("{name}.state"))
 }
 
 /// What the process with this number has said, of those that had a guest.

@@ -1,7 +1,6 @@
 //! What was seen in one run of a scenario.
 
 use super::net::NetReport;
-use super::scenario::Mode;
 use super::vsock::VsockReport;
 use guest_init::status::{Rom, Status};
 use guest_init::stream::StreamStats;
@@ -77,10 +76,9 @@ impl StepReport {
 }
 
 impl Report {
-    /// The median of each step of all handovers of a mode, in microseconds, in their order.
-    pub fn phases(&self, mode: Mode) -> Vec<PhaseTime> {
-        let mode = mode.to_string();
-        let all = || self.steps.iter().filter(|step| step.step == mode).flat_map(|step| &step.phases);
+    /// The median of each part of all steps of a name, in microseconds, in their order.
+    pub fn phases(&self, step: &str) -> Vec<PhaseTime> {
+        let all = || self.steps.iter().filter(|made| made.step == step).flat_map(|step| &step.phases);
         let mut medians: Vec<PhaseTime> = Vec::new();
         for PhaseTime { phase, .. } in all() {
             if medians.iter().all(|median| median.phase != *phase) {

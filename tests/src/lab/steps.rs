@@ -1,19 +1,23 @@
 //! Takes a guest through the steps of a scenario and writes down what is seen.
 
+use std::convert::Infallible;
 use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use guest_init::status::Status;
+use serde::{Deserialize, Serialize};
 use vmm_core::cpr::report::PhaseTime;
 
 use super::console::{Console, Reading};
 use super::getty::Getty;
 use super::host_log::HostLog;
+use super::kexec::{self, Arrival, Mark, Progress, Rate};
 use super::net::Network;
 use super::report::{Report, StepReport};
 use super::root::Patience;
-use super::scenario::{Mode, Scenario, Step};
+use super::scenario::{Kernel, Mode, Scenario, Step};
 use super::trouble::Trouble;
 use super::vsock::Stream;
 
@@ -33,6 +37,40 @@ pub struct HandOver {
     pub phases: Vec<PhaseTime>,
 }
 
+/// What was seen before a step.
+#[derive(Debug, Clone)]
+pub struct Begun {
+    disconnects: u64,
+    before: Reading,
+}
+
+/// The same for a host's next kernel: its times by the TSC.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kept {
+    disconnects: u64,
+    asked: Mark,
+    answered: Mark,
+    status: Status,
+}
+
+impl Begun {
+    fn keep(self, rate: &Rate) -> Kept {
+        let Self { disconnects, before: Reading { asked, answered, status } } = self;
+        let khz = rate.khz();
+        Kept { disconnects, asked: Mark::at(asked, khz), answered: Mark::at(answered, khz), status }
+    }
+}
+
+impl Kept {
+    fn begun(self) -> Begun {
+        let Self { disconnects, asked, answered, status } = self;
+        Begun {
+            disconnects,
+            before: Reading { asked: asked.instant(), answered: answered.instant(), status },
+        }
+    }
+}
+
 /// A machine that runs the guest.
 pub trait Machine {
     /// Waits for the machine of another guest that does the same, if there is one.
@@ -41,6 +79,8 @@ pub trait Machine {
     }
     /// Hands the guest over, when the other is to be, too.
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver>;
+    /// Saves the guest for the host's next kernel.
+    fn save(&mut self) -> Result<()>;
     /// Begins to hand the guest over, and has it come back when it is stopped and saved.
     fn roll_back(&mut self) -> Result<HandOver>;
     /// Sees handovers refused for a trouble that is made and ended; says for how long the guest may have stood still.
@@ -67,14 +107,18 @@ pub trait Machine {
     fn locked(&self) -> Option<u64>;
 }
 
-/// Makes all steps; whatever stops them is in the report.
+/// Makes all steps, or those from the one on in which the host came into this kernel; whatever stops them is in the report.
 pub fn run(
     scenario: &Scenario,
     machine: &mut dyn Machine,
     console: &Console,
     getty: Option<&Getty>,
     host_log: Option<&mut HostLog>,
+    arrival: Option<Arrival>,
 ) -> Report {
+    let (report, messages_before) = arrival.as_ref().map_or_else(Default::default, |arrival| {
+        (arrival.progress.report.clone(), arrival.progress.messages_before)
+    });
     let mut run = Run {
         machine,
         console,
@@ -83,10 +127,11 @@ pub fn run(
         patience: Patience::with(scenario.guest.root),
         network: None,
         vsock: None,
-        report: Report::default(),
-        messages_before: None,
+        rate: Rate::begin(),
+        report,
+        messages_before,
     };
-    if let Err(error) = run.all(scenario) {
+    if let Err(error) = run.all(scenario, arrival) {
         run.report.stopped_by = Some(format!("{error:#}"));
     }
     if !run.report.powered_off {
@@ -110,13 +155,50 @@ struct Run<'a> {
     patience: Patience,
     network: Option<Network>,
     vsock: Option<Stream>,
+    rate: Rate,
     report: Report,
     /// How many kernel messages there were when the first handover began.
     messages_before: Option<usize>,
 }
 
 impl Run<'_> {
-    fn all(&mut self, scenario: &Scenario) -> Result<()> {
+    fn all(&mut self, scenario: &Scenario, mut arrival: Option<Arrival>) -> Result<()> {
+        let first = arrival.as_ref().map_or(0, |arrival| arrival.progress.step);
+        if arrival.is_none() {
+            self.come_up(scenario)?;
+        }
+        let mut next = scenario.host.iter().flat_map(|host| &host.next).copied();
+        let steps = scenario.steps.iter().flat_map(|step| step.expand());
+        for (index, step) in steps.enumerate() {
+            let kernel = if step == Step::Kexec { next.next() } else { None };
+            if index < first {
+                continue;
+            }
+            let report = match (arrival.take(), kernel) {
+                (Some(arrival), _) => self.arrive(arrival),
+                (None, Some(kernel)) => match self.leave(index, kernel) {
+                    Err(error) => Err(error),
+                },
+                (None, None) => self.step(step),
+            };
+            let report = report.with_context(|| format!("step '{step}'"))?;
+            println!(
+                "{:<16} downtime {} gap {:7.1} ms drift {:+.1} ms",
+                report.step,
+                report.downtime.map_or("       -   ".into(), |ms| format!("{ms:7.1} ms")),
+                report.gap(),
+                report.drift
+            );
+            self.report.steps.push(report);
+            if step != Step::PowerOff {
+                self.take_host_messages(&step.to_string(), HostLog::all);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the guest, and begins what is done with it all the time.
+    fn come_up(&mut self, scenario: &Scenario) -> Result<()> {
         self.boot()?;
         println!("guest is up");
         self.machine.meet()?;
@@ -131,20 +213,6 @@ impl Run<'_> {
         }
         if scenario.guest.vsock {
             self.vsock = Some(Stream::start()?);
-        }
-        for step in scenario.steps.iter().flat_map(|step| step.expand()) {
-            let report = self.step(step).with_context(|| format!("step '{step}'"))?;
-            println!(
-                "{:<16} downtime {} gap {:7.1} ms drift {:+.1} ms",
-                report.step,
-                report.downtime.map_or("       -   ".into(), |ms| format!("{ms:7.1} ms")),
-                report.gap(),
-                report.drift
-            );
-            self.report.steps.push(report);
-            if step != Step::PowerOff {
-                self.take_host_messages(&step.to_string(), HostLog::all);
-            }
         }
         Ok(())
     }
@@ -167,9 +235,31 @@ impl Run<'_> {
         }
     }
 
-    fn step(&mut self, step: Step) -> Result<StepReport> {
+    /// Saves the guest and goes into another kernel; what is left to do is that one's.
+    fn leave(&mut self, step: usize, kernel: Kernel) -> Result<Infallible> {
+        let begun = self.begin(Step::Kexec)?;
+        self.console.finish_pinging()?;
+        let now = |rate: &Rate| Mark::now(rate.khz());
+        let started = now(&self.rate);
+        self.machine.save()?;
+        let saved = now(&self.rate);
+        let heard = self.console.heard_all()?;
+        let (report, messages_before) = (self.report.clone(), self.messages_before);
+        let begun = begun.keep(&self.rate);
+        Progress { step, begun, report, messages_before, heard, started, saved }.write()?;
+        kexec::go(kernel)
+    }
+
+    /// Goes on with a guest that was loaded in this kernel.
+    fn arrive(&mut self, arrival: Arrival) -> Result<StepReport> {
+        let handed_over = arrival.handed_over();
+        self.console.start_pinging();
+        self.finish(Step::Kexec, arrival.progress.begun.begun(), Duration::ZERO, Some(handed_over))
+    }
+
+    fn begin(&mut self, step: Step) -> Result<Begun> {
         let disconnects = self.disconnects();
-        if matches!(step, Step::RollBack | Step::Orphan | Step::Refused(_)) {
+        if matches!(step, Step::RollBack | Step::Orphan | Step::Refused(_) | Step::Kexec) {
             self.messages_before.get_or_insert(self.console.kernel_messages().len());
         }
         self.console.command("GAP RESET")?;
@@ -180,6 +270,11 @@ impl Run<'_> {
         if let Some(vsock) = &self.vsock {
             vsock.take();
         }
+        Ok(Begun { disconnects, before })
+    }
+
+    fn step(&mut self, step: Step) -> Result<StepReport> {
+        let begun = self.begin(step)?;
         let mut paused = Duration::ZERO;
         let handed_over = match step {
             Step::Run(time) => {
@@ -213,8 +308,20 @@ impl Run<'_> {
                 None
             }
             Step::Mixed(_) | Step::Live(_) => bail!("a mixed step is expanded first"),
+            Step::Kexec => bail!("there is no next kernel"),
             Step::Failed | Step::PowerOff => None,
         };
+        self.finish(step, begun, paused, handed_over)
+    }
+
+    fn finish(
+        &mut self,
+        step: Step,
+        begun: Begun,
+        paused: Duration,
+        handed_over: Option<HandOver>,
+    ) -> Result<StepReport> {
+        let Begun { disconnects, before } = begun;
         if handed_over.is_some() {
             thread::sleep(SETTLE);
             if let Some(getty) = self.getty {

@@ -136,7 +136,7 @@ fn sockets(step: &StepReport, vsock: &VsockReport, allowed: f64, verdict: &mut V
     }
 }
 
-/// For how long a guest stands in a step, in milliseconds. In a reboot that is as long as the operator takes to start the
+/// For how long a guest stands in a step, in milliseconds. In a reboot, and in a kexec, that is as long as the operator takes to start the
 /// new process.
 fn stands(step: &StepReport) -> f64 {
     let handed_over = if is_reboot(step) { step.total } else { step.downtime };
@@ -144,5 +144,5 @@ fn stands(step: &StepReport) -> f64 {
 }
 
 fn is_reboot(step: &StepReport) -> bool {
-    step.step.ends_with(&Mode::Reboot.to_string())
+    step.step.ends_with(&Mode::Reboot.to_string()) || step.step == Step::Kexec.to_string()
 }

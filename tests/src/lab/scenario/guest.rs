@@ -162,6 +162,8 @@ pub enum Backing {
     /// A file in the host's /dev/shm.
     #[default]
     File,
+    /// Memory that the host sets aside, and its next kernel, too.
+    Dax,
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::{fmt, fs};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use vmm_core::config::ByteSize;
 
 use super::assigned::{self, Kind, Place};
 
@@ -53,6 +54,9 @@ pub struct Host {
     /// What its kernel's command line has besides what the lab needs.
     #[serde(default)]
     pub cmdline: String,
+    /// The kernels that it goes into, one for each step `kexec`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub next: Vec<Kernel>,
     /// Whether the guest is tried with its RAM on its first disk, with ext4, before: it is refused, for it has assigned devices.
     #[serde(default)]
     pub ram_on_disk: bool,
@@ -160,6 +164,13 @@ impl Scenario {
             "{}: an assigned device does not outlive a reboot: give the guest live COUNT, not mixed COUNT or reboot",
             path.display()
         );
+        let kexecs = scenario.steps.iter().filter(|step| **step == Step::Kexec).count();
+        let next = scenario.host.as_ref().map_or(0, |host| host.next.len());
+        ensure!(
+            kexecs == next && (next == 0 || scenario.second.is_none() && scenario.guest.net.is_none()),
+            "{}: a host has a next kernel for each kexec, and then one guest without a network",
+            path.display()
+        );
         Ok(scenario)
     }
 
@@ -178,6 +189,12 @@ impl Scenario {
     pub fn of_second(&self) -> Option<Self> {
         let guest = self.second.clone()?;
         Some(Self { guest, second: None, ..self.clone() })
+    }
+
+    /// MiB of the guest's RAM.
+    pub fn ram_mib(&self) -> Option<u64> {
+        let ByteSize(bytes) = self.guest.memory.parse().ok()?;
+        Some(bytes >> 20)
     }
 
     /// The bound as a duration.

@@ -57,6 +57,8 @@ pub enum Step {
     Failed,
     /// It is handed over, and the source dies when it has sent the state: `orphan`.
     Orphan,
+    /// It is saved, the host goes into its next kernel, and it is loaded there: `kexec`.
+    Kexec,
     /// The guest is asked to keep so many MiB of its RAM, and does: `balloon MIB`.
     Balloon(u64),
     /// It powers itself off: `poweroff`.
@@ -91,6 +93,7 @@ impl fmt::Display for Step {
             Self::Wanted => f.write_str("wanted"),
             Self::Failed => f.write_str("failed"),
             Self::Orphan => f.write_str("orphan"),
+            Self::Kexec => f.write_str("kexec"),
             Self::Refused(trouble) => write!(f, "refused {trouble}"),
             Self::PowerOff => f.write_str("poweroff"),
         }
@@ -115,12 +118,13 @@ impl FromStr for Step {
             ("wanted", None) => Some(Self::Wanted),
             ("failed", None) => Some(Self::Failed),
             ("orphan", None) => Some(Self::Orphan),
+            ("kexec", None) => Some(Self::Kexec),
             ("poweroff", None) => Some(Self::PowerOff),
             (word, None) => mode(word).map(Self::HandOver),
             _ => None,
         };
         step.ok_or_else(|| {
-            format!("'{text}' is no step: expected run SECONDS, MODE, paused MODE, mixed COUNT, live COUNT, balloon MIB, rollback, wanted, orphan, failed, refused TROUBLE or poweroff")
+            format!("'{text}' is no step: expected run SECONDS, MODE, paused MODE, mixed COUNT, live COUNT, balloon MIB, rollback, wanted, orphan, kexec, failed, refused TROUBLE or poweroff")
         })
     }
 }
@@ -156,6 +160,7 @@ mod tests {
             "wanted",
             "failed",
             "orphan",
+            "kexec",
             "refused vhost-net",
             "refused vhost-vsock",
             "refused stall",

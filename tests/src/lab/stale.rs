@@ -1,0 +1,59 @@
+//! State files that must not be loaded under the host's next kernel, each tried before the one that must.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use super::commands::{WITHIN, load};
+use super::paths;
+use super::steps::exit;
+
+/// What was loaded one kernel before, if that was not the first.
+fn old(file: &Path) -> PathBuf {
+    file.with_extension("old")
+}
+
+/// Keeps a file that has been loaded, for the next kernel to refuse.
+pub fn keep(file: &Path) -> Result<()> {
+    fs::rename(file, old(file)).with_context(|| format!("keeping {}", file.display()))
+}
+
+/// Tries to load a guest from all that is not its state; the guest must still be to be loaded afterwards.
+pub fn refuse_all(name: &str, file: &Path) -> Result<()> {
+    let state = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let mut spoilt = state.clone();
+    let middle = spoilt.len() / 2;
+    spoilt[middle] ^= 0x10;
+    refuse(name, &written(file, "cut", &state[..middle])?, "truncated")?;
+    refuse(name, &written(file, "spoilt", &spoilt)?, "checksum")?;
+    let old = old(file);
+    if old.exists() { refuse(name, &old, "generation") } else { Ok(()) }
+}
+
+fn written(file: &Path, what: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let path = file.with_extension(what);
+    fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    Ok(path)
+}
+
+fn refuse(name: &str, file: &Path, word: &str) -> Result<()> {
+    let mut process =
+        load(name, &["resume".to_owned(), format!("--from=file:{}", file.display())], 0, false)?;
+    let ended = exit(&mut process, WITHIN)?;
+    if ended.is_none() {
+        process.kill()?;
+        process.wait()?;
+    }
+    let said = fs::read_to_string(paths::log(name, 0))?;
+    let said = said.lines().last().unwrap_or_default();
+    println!("  refused: {said}");
+    ensure!(
+        ended.is_some_and(|status| status.code() == Some(1)) && said.contains(word),
+        "{} was not refused with a word of {word:?} ({ended:?}): {said}",
+        file.display()
+    );
+    Ok(())
+}
