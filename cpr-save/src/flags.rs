@@ -1,5 +1,6 @@
 //! The command line, checked before anything happens.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 use vmm_core::cpr::Mode;
 use vmm_core::monitor::{Address, Channels, paths};
+
+use crate::all::All;
 
 /// What is to be done, to whom.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub struct Invocation {
 pub enum Action {
     Handover(Plan),
     Check(Plan),
+    SaveAll(All),
+    CheckAll(All),
     Status,
     Stop,
     Cont,
@@ -72,6 +77,7 @@ Examples:
   cpr-save exec web
   cpr-save exec web -- /opt/cpr/bin/cpr-load
   cpr-save reboot web --to file:/var/lib/cpr/web.state
+  cpr-save reboot --all --to dir:/var/lib/cpr
   cpr-save check web --mode reboot --to file:/var/lib/cpr/web.state
   cpr-save status web --json
   cpr-save stop web
@@ -122,13 +128,22 @@ enum Verb {
         command: Vec<String>,
     },
     /// Save the guest to a file and end its process, so that the host can boot another kernel
-    #[command(after_help = "Example:\n  cpr-save reboot web --to file:/var/lib/cpr/web.state")]
+    #[command(
+        after_help = "Examples:\n  cpr-save reboot web --to file:/var/lib/cpr/web.state\n  cpr-save reboot --all --to dir:/var/lib/cpr"
+    )]
     Reboot {
-        #[command(flatten)]
-        vm: Vm,
-        /// The file; replaced as a whole when everything is in it
-        #[arg(long, value_name = "file:PATH", value_parser = file)]
-        to: Address,
+        /// The guest's name, or the path of its monitor socket
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        vm: Option<String>,
+        /// Save all guests whose sockets are in the runtime directory, or none where one of them cannot go
+        #[arg(long)]
+        all: bool,
+        /// The file, replaced as a whole when everything is in it; with --all the directory for files NAME.state
+        #[arg(long, value_name = "file:PATH|dir:PATH", value_parser = place)]
+        to: Place,
+        /// How many guests are saved at a time [default: as many as there are processors]
+        #[arg(long, value_name = "COUNT", conflicts_with = "vm")]
+        jobs: Option<NonZero<usize>>,
         /// Copy RAM into the file instead of leaving it in place
         #[arg(long)]
         copy_ram: bool,
@@ -141,14 +156,18 @@ enum Verb {
     /// Say what stands in the way of a handover, without touching anything
     #[command(after_help = "Example:\n  cpr-save check web --mode reboot --to file:/var/lib/cpr/web.state")]
     Check {
-        #[command(flatten)]
-        vm: Vm,
+        /// The guest's name, or the path of its monitor socket
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        vm: Option<String>,
+        /// Ask for all guests whose sockets are in the runtime directory; only for reboot, and with a directory
+        #[arg(long)]
+        all: bool,
         /// transfer, exec or reboot
         #[arg(long)]
         mode: Mode,
-        /// Where the handover would go
-        #[arg(long, value_name = "unix:PATH|file:PATH", value_parser = address)]
-        to: Option<Address>,
+        /// Where the handover would go; with --all a directory
+        #[arg(long, value_name = "unix:PATH|file:PATH|dir:PATH", value_parser = place)]
+        to: Option<Place>,
         /// Whether reboot mode would copy RAM into the file
         #[arg(long)]
         copy_ram: bool,
@@ -173,7 +192,7 @@ enum Verb {
     Quit(Vm),
 }
 
-#[derive(Args)]
+#[derive(Args, Default)]
 struct Vm {
     /// The guest's name, or the path of its monitor socket
     vm: String,
@@ -199,14 +218,14 @@ impl Invocation {
         let log = EnvFilter::try_new(&cli.log).map_err(|error| {
             clap::Error::raw(clap::error::ErrorKind::InvalidValue, format!("--log {}: {error}\n", cli.log))
         })?;
-        let (vm, action) = cli.verb.into_action();
+        let (vm, action) = cli.verb.into_action()?;
         Ok(Self { vm: paths::resolve(&vm.vm), json: cli.json, log, action })
     }
 }
 
 impl Verb {
-    fn into_action(self) -> (Vm, Action) {
-        match self {
+    fn into_action(self) -> Result<(Vm, Action), clap::Error> {
+        Ok(match self {
             Self::Transfer { vm, to, main, bounds, keep } => {
                 let main = main.unwrap_or_else(|| to.clone());
                 let channels = Channels { main: Some(main), cpr: Some(to) };
@@ -217,24 +236,49 @@ impl Verb {
                 let plan = Plan { exec_command: command, ..Plan::new(Mode::CprExec, channels, &bounds) };
                 (vm, Action::Handover(plan))
             }
-            Self::Reboot { vm, to, copy_ram, bounds, keep } => {
-                let channels = Channels { main: Some(to), cpr: None };
-                let plan = Plan { copy_ram, keep, ..Plan::new(Mode::CprReboot, channels, &bounds) };
-                (vm, Action::Handover(plan))
+            Self::Reboot { vm, all: _, to, jobs, copy_ram, bounds, keep } => {
+                let plan =
+                    Plan { copy_ram, keep, ..Plan::new(Mode::CprReboot, Channels::default(), &bounds) };
+                match (vm, to) {
+                    (Some(vm), Place::One(to @ Address::File(_))) => {
+                        let channels = Channels { main: Some(to), cpr: None };
+                        (Vm { vm }, Action::Handover(Plan { channels, ..plan }))
+                    }
+                    (None, Place::All(directory)) => {
+                        (Vm::default(), Action::SaveAll(All { plan, directory, jobs }))
+                    }
+                    (Some(_), _) => return Err(usage("--to: expected file:PATH")),
+                    (None, _) => return Err(usage("--to: expected dir:PATH with --all")),
+                }
             }
-            Self::Check { vm, mode, to, copy_ram, command } => {
-                let cpr = to.clone().filter(|_| mode == Mode::CprTransfer);
+            Self::Check { vm, all: _, mode, to, copy_ram, command } => {
                 let bounds = Bounds { downtime_limit: None, timeout: 30 };
-                let plan = Plan::new(mode, Channels { main: to, cpr }, &bounds);
-                (vm, Action::Check(Plan { exec_command: command, copy_ram, ..plan }))
+                let plan = Plan::new(mode, Channels::default(), &bounds);
+                let plan = Plan { exec_command: command, copy_ram, ..plan };
+                match (vm, to) {
+                    (Some(_), Some(Place::All(_))) => return Err(usage("--to: a directory is for --all")),
+                    (Some(vm), to) => {
+                        let main = to.and_then(Place::one);
+                        let cpr = main.clone().filter(|_| mode == Mode::CprTransfer);
+                        (Vm { vm }, Action::Check(Plan { channels: Channels { main, cpr }, ..plan }))
+                    }
+                    (None, Some(Place::All(directory))) if mode == Mode::CprReboot => {
+                        (Vm::default(), Action::CheckAll(All { plan, directory, jobs: None }))
+                    }
+                    (None, _) => return Err(usage("--all: expected --mode reboot --to dir:PATH")),
+                }
             }
             Self::Status(vm) => (vm, Action::Status),
             Self::Stop(vm) => (vm, Action::Stop),
             Self::Cont(vm) => (vm, Action::Cont),
             Self::Cancel(vm) => (vm, Action::Cancel),
             Self::Quit(vm) => (vm, Action::Quit),
-        }
+        })
     }
+}
+
+fn usage(what: &str) -> clap::Error {
+    clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("{what}\n"))
 }
 
 impl Plan {
@@ -256,6 +300,30 @@ fn address(text: &str) -> Result<Address, String> {
     match Address::from_uri(text).map_err(|error| error.desc)? {
         Address::Unix(path) => Ok(Address::Unix(absolute(&path)?)),
         Address::File(path) => Ok(Address::File(absolute(&path)?)),
+    }
+}
+
+/// Where one guest goes, or all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    One(Address),
+    All(PathBuf),
+}
+
+impl Place {
+    fn one(self) -> Option<Address> {
+        match self {
+            Self::One(address) => Some(address),
+            Self::All(_) => None,
+        }
+    }
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    match text.strip_prefix("dir:") {
+        Some("") => Err("expected dir:PATH".into()),
+        Some(path) => std::path::absolute(path).map(Place::All).map_err(|error| error.to_string()),
+        None => address(text).map(Place::One),
     }
 }
 
@@ -339,6 +407,15 @@ mod tests {
             "transfer --to unix:/a",
             "reboot web --to unix:/a",
             "reboot web --to file:",
+            "reboot web --to dir:/a",
+            "reboot --to file:/a",
+            "reboot --all --to file:/a",
+            "reboot web --all --to dir:/a",
+            "reboot web --to file:/a --jobs 2",
+            "reboot --all --to dir:/a --jobs 0",
+            "check --all --mode exec --to dir:/a",
+            "check --all --mode reboot",
+            "check web --mode reboot --to dir:/a",
             "exec web /bin/x",
             "check web",
             "check web --mode live",
@@ -350,6 +427,15 @@ mod tests {
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn all_guests_go_to_a_directory() {
+        let parsed = parse("reboot --all --to dir:/var/lib/cpr --jobs 3 --copy-ram").unwrap();
+        let Action::SaveAll(all) = parsed else { panic!("{parsed:?}") };
+        assert_eq!((all.directory, all.jobs), ("/var/lib/cpr".into(), NonZero::new(3)));
+        assert!(all.plan.copy_ram && all.plan.mode == Mode::CprReboot);
+        assert!(matches!(parse("check --all --mode reboot --to dir:/a"), Ok(Action::CheckAll(_))));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `cpr-save`: hands a running guest over, and says how that went.
 
+mod all;
 mod check;
 mod exit;
 mod flags;
@@ -26,6 +27,8 @@ fn main() -> ExitCode {
     let progress = Progress::new(invocation.json);
     let result = match &invocation.action {
         Action::Handover(plan) => handover::run(&invocation.vm, plan, &progress),
+        Action::SaveAll(all) => all::save(all, &progress),
+        Action::CheckAll(all) => all::check(all, &progress),
         Action::Check(plan) => check::run(&invocation.vm, plan, &progress),
         Action::Status => verbs::status(&invocation.vm, &progress),
         Action::Stop => verbs::stop(&invocation.vm, &progress),

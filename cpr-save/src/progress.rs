@@ -1,17 +1,23 @@
-//! What the operator sees: one line of progress on a terminal, plain lines without one, JSON lines for machines.
+//! What the operator sees: one line of progress for each guest on a terminal, plain lines without one, JSON lines for machines.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
 
 /// Where news of a command goes.
-pub enum Progress {
-    Terminal(ProgressBar),
+pub struct Progress {
+    form: Form,
+    /// Which of several guests it is of.
+    guest: Option<String>,
+}
+
+enum Form {
+    Terminal(MultiProgress, ProgressBar),
     Plain,
     Json,
 }
@@ -19,81 +25,88 @@ pub enum Progress {
 impl Progress {
     /// JSON lines, or text for what standard error is.
     pub fn new(json: bool) -> Self {
-        if json {
-            return Self::Json;
-        }
-        if !std::io::stderr().is_terminal() {
-            return Self::Plain;
-        }
-        let bar = ProgressBar::no_length();
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
-            bar.set_style(style);
-        }
-        Self::Terminal(bar)
+        let form = match (json, std::io::stderr().is_terminal()) {
+            (true, _) => Form::Json,
+            (false, false) => Form::Plain,
+            (false, true) => {
+                let all = MultiProgress::new();
+                let bar = all.add(spinner());
+                Form::Terminal(all, bar)
+            }
+        };
+        Self { form, guest: None }
+    }
+
+    /// The same place, for one of several guests.
+    pub fn of(&self, guest: &str) -> Self {
+        let form = match &self.form {
+            Form::Terminal(all, _) => Form::Terminal(all.clone(), all.add(spinner())),
+            Form::Plain => Form::Plain,
+            Form::Json => Form::Json,
+        };
+        Self { form, guest: Some(guest.to_owned()) }
     }
 
     /// Something is under way.
     pub fn step(&self, text: &str, facts: &Value) {
-        match self {
-            Self::Terminal(bar) => {
+        match &self.form {
+            Form::Terminal(_, bar) => {
                 bar.enable_steady_tick(Duration::from_millis(100));
-                bar.set_message(text.to_owned());
+                bar.set_message(self.named(text));
             }
-            Self::Plain => eprintln!("{text}"),
-            Self::Json => print(facts),
+            Form::Plain => eprintln!("{}", self.named(text)),
+            Form::Json => self.print(facts),
         }
     }
 
     /// The end of what was asked: a text for people, facts for machines.
     pub fn done(&self, text: &str, facts: &Value) {
-        match self {
-            Self::Terminal(bar) => {
+        match &self.form {
+            Form::Terminal(all, bar) => {
                 bar.finish_and_clear();
-                println!("{text}");
+                all.suspend(|| println!("{}", self.named(text)));
             }
-            Self::Plain => println!("{text}"),
-            Self::Json => {
+            Form::Plain => println!("{}", self.named(text)),
+            Form::Json => {
                 let mut facts = facts.clone();
                 facts["outcome"] = json!("done");
-                print(&facts);
+                self.print(&facts);
             }
         }
     }
 
     /// The end of what could not be done.
     pub fn failed(&self, failure: &Failure) -> ExitCode {
-        match self {
-            Self::Json => {
-                let mut facts =
-                    json!({"outcome": failure.outcome(), "error": format!("{:#}", failure.error())});
-                if let Failure::InSource { state, .. } = failure {
-                    facts["run-state"] = json!(state);
-                }
-                if !failure.blockers().is_empty() {
-                    facts["blockers"] = json!(failure.blockers());
-                }
-                print(&facts);
-            }
-            Self::Terminal(_) | Self::Plain => {
-                if let Self::Terminal(bar) = self {
+        match &self.form {
+            Form::Json => self.print(&failure.facts()),
+            Form::Terminal(..) | Form::Plain => {
+                if let Form::Terminal(_, bar) = &self.form {
                     bar.finish_and_clear();
                 }
-                let place = match failure {
-                    Failure::InSource { state, .. } => format!("; the guest is in the source, {state}"),
-                    Failure::Refused { .. } => "; nothing was touched".to_owned(),
-                    Failure::Unknown(_) => "; it is not known where the guest is".to_owned(),
-                };
-                eprintln!("cpr-save: {:#}{place}", failure.error());
-                for blocker in failure.blockers() {
-                    eprintln!("  {blocker}");
-                }
+                eprintln!("cpr-save: {}", self.named(&failure.to_string()));
             }
         }
         failure.code()
     }
+
+    fn named(&self, text: &str) -> String {
+        self.guest.as_ref().map_or_else(|| text.to_owned(), |guest| format!("{guest}: {text}"))
+    }
+
+    /// Prints a line; who closed our output does not want it.
+    fn print(&self, facts: &Value) {
+        let mut facts = facts.clone();
+        if let Some(guest) = &self.guest {
+            facts["guest"] = json!(guest);
+        }
+        let _ = writeln!(std::io::stdout(), "{facts}");
+    }
 }
 
-/// Prints a line; who closed our output does not want it.
-fn print(facts: &Value) {
-    let _ = writeln!(std::io::stdout(), "{facts}");
+fn spinner() -> ProgressBar {
+    let bar = ProgressBar::no_length();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+        bar.set_style(style);
+    }
+    bar
 }

@@ -1,11 +1,20 @@
 //! SIGINT and SIGTERM, asked for instead of suffered.
 
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// The signals that mean: stop what you do.
-pub struct Signals(SignalFd);
+/// The signals that mean: stop what you do. Each clone sees all of them.
+#[derive(Clone)]
+pub struct Signals {
+    fd: Arc<SignalFd>,
+    came: Arc<AtomicU32>,
+    seen: Cell<u32>,
+}
 
 impl Signals {
     /// Blocks the signals, so that [`Self::arrived`] sees them. To be called before any thread is started.
@@ -15,11 +24,16 @@ impl Signals {
         set.add(Signal::SIGTERM);
         set.thread_block().context("blocking signals")?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        Ok(Self(SignalFd::with_flags(&set, flags).context("watching signals")?))
+        let fd = SignalFd::with_flags(&set, flags).context("watching signals")?;
+        Ok(Self { fd: Arc::new(fd), came: Arc::default(), seen: Cell::new(0) })
     }
 
     /// Whether one came since the last time.
     pub fn arrived(&self) -> bool {
-        matches!(self.0.read_signal(), Ok(Some(_)))
+        if matches!(self.fd.read_signal(), Ok(Some(_))) {
+            self.came.fetch_add(1, SeqCst);
+        }
+        let came = self.came.load(SeqCst);
+        self.seen.replace(came) != came
     }
 }

@@ -18,6 +18,8 @@ use vmm_core::cpr::Mode;
 use vmm_core::monitor::client::ClientError;
 use vmm_core::monitor::{Channels, MigrationStatus};
 
+pub use self::report::Report;
+
 use crate::check;
 use crate::exit::Failure;
 use crate::flags::Plan;
@@ -28,6 +30,13 @@ use crate::signals::Signals;
 /// `transfer`, `exec` and `reboot`.
 pub fn run(vm: &Path, plan: &Plan, progress: &Progress) -> Result<(), Failure> {
     let signals = Signals::block().map_err(Failure::refused)?;
+    let report = hand_over(vm, plan, &signals, progress)?;
+    progress.done(&report.text(plan.mode), &report.json(plan.mode));
+    Ok(())
+}
+
+/// Hands one guest over.
+pub fn hand_over(vm: &Path, plan: &Plan, signals: &Signals, progress: &Progress) -> Result<Report, Failure> {
     let mut guest = Guest::connect(vm)?;
     check::refuse(&mut guest, plan)?;
     let threads = guest.threads().map_err(Failure::refused)?;
@@ -40,7 +49,7 @@ pub fn run(vm: &Path, plan: &Plan, progress: &Progress) -> Result<(), Failure> {
                 .into_failure(),
         });
     }
-    let end = match follow::to_the_end(&mut guest, plan, &signals, progress) {
+    let end = match follow::to_the_end(&mut guest, plan, signals, progress) {
         Ok(end) => end,
         Err(error) => match locate::after_loss(vm, plan.mode, guest.has_cpr_commands, &threads, error) {
             locate::Place::Moved(found) => {
@@ -61,8 +70,7 @@ pub fn run(vm: &Path, plan: &Plan, progress: &Progress) -> Result<(), Failure> {
         // The guest is safe where it is now; what stays behind is an empty process.
         tracing::warn!("the source has given its guest away but did not quit: {error:#}");
     }
-    progress.done(&report.text(plan.mode), &report.json(plan.mode));
-    Ok(())
+    Ok(report)
 }
 
 /// Sets mode, capabilities and parameters.

@@ -73,6 +73,12 @@ impl Report {
         text
     }
 
+    /// For people, in a few words.
+    pub fn brief(&self) -> String {
+        let took = self.full.as_ref().map(|report| format!(" in {}", milliseconds(report.total_us)));
+        format!("done{}", took.unwrap_or_default())
+    }
+
     /// For machines.
     pub fn json(&self, mode: Mode) -> Value {
         json!({"mode": mode, "run-state": self.state, "report": self.full, "migration": self.info})
