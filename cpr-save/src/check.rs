@@ -49,6 +49,9 @@ fn find(guest: &mut Guest, plan: &Plan) -> Result<Vec<Blocker>, ClientError> {
         if plan.copy_ram {
             arguments["copy-ram"] = json!(true);
         }
+        if plan.kexec {
+            arguments["kexec"] = json!(true);
+        }
         let answer = guest.execute("x-cpr-check", &arguments)?;
         blockers = Vec::<Blocker>::deserialize(&answer["blockers"])
             .map_err(|error| ClientError::Protocol(format!("x-cpr-check: {error}")))?;
@@ -76,6 +79,10 @@ fn without_cpr_commands(plan: &Plan) -> Option<Blocker> {
         Mode::CprExec if plan.exec_command.is_empty() || plan.channels.main.is_none() => Some(Blocker::new(
             "qemu",
             "it needs a file for the state and the whole command: give --to file:PATH and -- COMMAND …",
+        )),
+        _ if plan.kexec => Some(Blocker::new(
+            "qemu",
+            "it does not say whether its RAM outlives a kexec: leave out --kexec if it does",
         )),
         _ => None,
     }

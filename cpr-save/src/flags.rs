@@ -48,6 +48,8 @@ pub struct Plan {
     pub exec_command: Vec<String>,
     /// Whether RAM that would not survive is copied into the file.
     pub copy_ram: bool,
+    /// Whether what would not outlive a kexec is refused.
+    pub kexec: bool,
     /// The bound on the stopped part, in milliseconds; `None`: the VMM's own.
     pub downtime_limit: Option<u64>,
     /// The bound on everything before the stop.
@@ -147,6 +149,9 @@ enum Verb {
         /// Copy RAM into the file instead of leaving it in place
         #[arg(long)]
         copy_ram: bool,
+        /// The host will go into another kernel: refuse RAM, and a file, that would end with this one
+        #[arg(long)]
+        kexec: bool,
         #[command(flatten)]
         bounds: Bounds,
         /// Leave the source running, without the guest
@@ -171,6 +176,9 @@ enum Verb {
         /// Whether reboot mode would copy RAM into the file
         #[arg(long)]
         copy_ram: bool,
+        /// Whether the host would go into another kernel meanwhile
+        #[arg(long)]
+        kexec: bool,
         /// What exec mode would execute
         #[arg(last = true, value_name = "COMMAND")]
         command: Vec<String>,
@@ -236,9 +244,13 @@ impl Verb {
                 let plan = Plan { exec_command: command, ..Plan::new(Mode::CprExec, channels, &bounds) };
                 (vm, Action::Handover(plan))
             }
-            Self::Reboot { vm, all: _, to, jobs, copy_ram, bounds, keep } => {
-                let plan =
-                    Plan { copy_ram, keep, ..Plan::new(Mode::CprReboot, Channels::default(), &bounds) };
+            Self::Reboot { vm, all: _, to, jobs, copy_ram, kexec, bounds, keep } => {
+                let plan = Plan {
+                    copy_ram,
+                    kexec,
+                    keep,
+                    ..Plan::new(Mode::CprReboot, Channels::default(), &bounds)
+                };
                 match (vm, to) {
                     (Some(vm), Place::One(to @ Address::File(_))) => {
                         let channels = Channels { main: Some(to), cpr: None };
@@ -251,10 +263,10 @@ impl Verb {
                     (None, _) => return Err(usage("--to: expected dir:PATH with --all")),
                 }
             }
-            Self::Check { vm, all: _, mode, to, copy_ram, command } => {
+            Self::Check { vm, all: _, mode, to, copy_ram, kexec, command } => {
                 let bounds = Bounds { downtime_limit: None, timeout: 30 };
                 let plan = Plan::new(mode, Channels::default(), &bounds);
-                let plan = Plan { exec_command: command, copy_ram, ..plan };
+                let plan = Plan { exec_command: command, copy_ram, kexec, ..plan };
                 match (vm, to) {
                     (Some(_), Some(Place::All(_))) => return Err(usage("--to: a directory is for --all")),
                     (Some(vm), to) => {
@@ -288,6 +300,7 @@ impl Plan {
             channels,
             exec_command: Vec::new(),
             copy_ram: false,
+            kexec: false,
             downtime_limit: bounds.downtime_limit,
             timeout: Duration::from_secs(bounds.timeout),
             keep: false,

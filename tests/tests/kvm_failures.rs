@@ -35,6 +35,7 @@ cpr_tests::tests!(
     a_target_without_a_feature_the_guest_was_shown_refuses_by_name,
     a_file_without_room_or_in_a_directory_that_cannot_be_written_fails,
     a_reboot_that_would_lose_ram_is_refused_before_the_guest_stops,
+    what_would_not_outlive_a_kexec_is_refused_before_the_guest_stops,
     an_exec_of_a_command_that_does_not_exist_fails,
     an_exec_of_a_command_that_exits_at_once_fails,
     an_exec_of_a_command_that_hangs_fails,
@@ -390,6 +391,33 @@ fn a_reboot_that_would_lose_ram_is_refused_before_the_guest_stops() -> anyhow::R
     let address = format!("file:{}", host.fresh("state").display());
     vm.save("reboot", &["--to", &address])?.must_say(3, "pc.ram")?;
     as_if_nothing_had_happened(&mut vm)
+}
+
+fn what_would_not_outlive_a_kexec_is_refused_before_the_guest_stops() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host)?;
+    let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).context("making a directory")?;
+    if vmm_core::memory::is_in_memory(&File::open(disk.path())?) {
+        return Err(Skipped("the target directory is in memory".into()).into());
+    }
+    let kept = disk.path().join("state");
+    let [in_memory, on_disk] = [&host.fresh("state"), &kept].map(|file| format!("file:{}", file.display()));
+    for verb in [&["check", "--mode", "reboot"][..], &["reboot"]] {
+        let try_with = |more: &[&str]| {
+            let arguments = [&verb[1..], &["--kexec"], more].concat();
+            vm.save(verb[0], &arguments)
+        };
+        for way in ["--copy-ram", "backing=dax", "backing=file"] {
+            try_with(&["--to", &on_disk])?.must_say(3, way)?;
+        }
+        try_with(&["--copy-ram", "--to", &in_memory])?.must_say(3, "put it on a disk")?;
+    }
+    as_if_nothing_had_happened(&mut vm)?;
+    vm.save("reboot", &["--kexec", "--copy-ram", "--to", &on_disk])?.must_be(0)?;
+    vm.process.wait(Duration::from_mins(1)).context("the source")?;
+    vm.load_with_ram(&kept)?;
+    vm.becomes("running")?;
+    vm.goes_on()
 }
 
 /// Tries to exec a command, and expects the guest back in the process that it was in.

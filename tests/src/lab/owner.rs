@@ -205,9 +205,13 @@ impl Owner {
     }
 
     fn save_to(&mut self, file: &Path) -> Result<()> {
+        self.save_with(file, &[])
+    }
+
+    fn save_with(&mut self, file: &Path, more: &[&str]) -> Result<()> {
         let to = format!("file:{}", file.display());
         let copied: &[&str] = if self.copied { &["--copy-ram"] } else { &[] };
-        let said = save(&[&["reboot", self.name, "--to", &to][..], copied].concat())?;
+        let said = save(&[&["reboot", self.name, "--to", &to][..], copied, more].concat())?;
         if self.copied {
             let (ram, length) = (&said["report"]["ram-copied"], fs::metadata(file)?.len());
             let phases = phases(&said)?;
@@ -339,7 +343,7 @@ impl Machine for Owner {
     }
 
     fn save(&mut self) -> Result<()> {
-        self.save_to(&kept_state_file(self.name))
+        self.save_with(&kept_state_file(self.name), &["--kexec"])
     }
 
     fn wanted(&mut self) -> Result<()> {

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::statfs::{self, HUGETLBFS_MAGIC, TMPFS_MAGIC};
 
+use super::check::is_in_memory;
 use super::check::{self, page_size_of};
 use super::open::{self, PAGE_SIZE, RAM_SEALS};
 use super::{MemoryError, RamBlockState, RamFate, RamKind, StampLocation, lock};
@@ -346,13 +346,17 @@ impl RamBlock {
         ))
     }
 
-    /// What an operator should know of a reboot that is allowed: a file in memory does not outlive a kexec.
-    pub fn reboot_note(&self) -> Option<String> {
-        let fs = statfs::fstatfs(&*self.file).ok()?.filesystem_type();
-        (self.kind == RamKind::File && (fs == TMPFS_MAGIC || fs == HUGETLBFS_MAGIC)).then(|| {
-            let path = self.path.clone().unwrap_or_default();
-            format!("{} is in memory: it outlives this process, but not a kexec or a reboot", path.display())
-        })
+    /// What stands in the way of RAM that stays where it is over a kexec, if it may stay over a reboot.
+    pub fn outlives_kexec(&self) -> Option<Blocker> {
+        let path = self.path.as_ref().filter(|_| is_in_memory(&self.file))?;
+        Some(Blocker::new(
+            &self.name,
+            format!(
+                "RAM in {}, which is in memory, ends with the host's kernel; --copy-ram takes it along in the state file; \
+                 backing=dax outlives a kexec, and backing=file does on a disk or a DAX file system",
+                path.display()
+            ),
+        ))
     }
 }
 

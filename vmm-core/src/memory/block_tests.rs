@@ -246,7 +246,11 @@ fn only_ram_without_a_path_blocks_a_reboot() {
     let dir = shm();
     let file = RamBlock::create(RAM, &file_config(&dir.path().join("ram"))).unwrap();
     assert_eq!(file.survives(Mode::CprReboot, RamFate::Stays), None);
-    assert!(file.reboot_note().unwrap().contains("not a kexec"));
+    let blocker = file.outlives_kexec().unwrap().to_string();
+    assert!(
+        ["--copy-ram", "backing=dax", "backing=file"].iter().all(|way| blocker.contains(way)),
+        "{blocker}"
+    );
     let memfd = memfd_block(MIB);
     assert_eq!(
         (memfd.survives(Mode::CprTransfer, RamFate::Stays), memfd.survives(Mode::CprExec, RamFate::Stays)),

@@ -39,6 +39,15 @@ pub(super) fn adopt(name: &str, fd: OwnedFd, state: &RamBlockState) -> Result<Ra
     })
 }
 
+/// Whether a file, or a directory's files, are on a file system that ends with the kernel.
+pub fn is_in_memory(file: &File) -> bool {
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    fstatfs(file).is_ok_and(|fs| {
+        let kind = fs.filesystem_type();
+        [TMPFS_MAGIC, HUGETLBFS_MAGIC].contains(&kind) || kind.0 == RAMFS_MAGIC
+    })
+}
+
 /// The page size of the file system that a file is on.
 pub(super) fn page_size_of(file: &File) -> io::Result<u64> {
     let fs = fstatfs(file)?;

@@ -26,6 +26,7 @@ mod stamp;
 mod state;
 
 pub use self::block::{RAM, ROM, RamBlock};
+pub use self::check::is_in_memory;
 pub use self::error::MemoryError;
 pub use self::map::GuestRam;
 pub(crate) use self::populate::next_data;

@@ -265,9 +265,10 @@ fn check(control: &dyn Control, mut args: Args) -> Answer {
     let channels = Channels::from_args(&mut args)?;
     let exec_command = args.optional_strings("cpr-exec-command")?;
     let copy_ram = args.optional_bool("copy-ram")?.unwrap_or(false);
+    let kexec = args.optional_bool("kexec")?.unwrap_or(false);
     args.finish()?;
     let destination = check_destination(mode, channels)?;
-    let request = CheckRequest { mode, destination, exec_command, copy_ram };
+    let request = CheckRequest { mode, destination, exec_command, copy_ram, kexec };
     Ok(json!({"blockers": control.check(&request)?}))
 }
 

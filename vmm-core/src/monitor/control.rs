@@ -62,6 +62,8 @@ pub struct CheckRequest {
     pub exec_command: Option<Vec<String>>,
     /// Whether RAM is to be copied in reboot mode.
     pub copy_ram: bool,
+    /// Whether the host is to go into another kernel meanwhile.
+    pub kexec: bool,
 }
 
 /// What the commands need from the machine.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
+use super::handover::in_memory;
 use super::{Guest, Shared, Task, lock};
 use crate::config::Uuid;
 use crate::cpr::blockers::Blocker;
@@ -144,7 +145,11 @@ impl Control for Shared {
         let guest = self.needs_guest()?;
         let fate = if request.copy_ram { RamFate::Copied } else { RamFate::Stays };
         let (to, command) = (request.destination.as_ref(), request.exec_command.as_deref());
-        Ok(self.blockers(&guest, request.mode, fate, to, command))
+        let mut blockers = self.blockers(&guest, request.mode, fate, to, command);
+        if request.kexec {
+            blockers.extend(in_memory(&guest, request.mode, fate, to));
+        }
+        Ok(blockers)
     }
 
     fn report(&self) -> Option<HandoverReport> {

@@ -26,7 +26,7 @@ use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::{Channel, was_cancelled};
 use crate::cpr::transfer::source::{self, Limits, Terms};
 use crate::machine::Machine;
-use crate::memory::RamFate;
+use crate::memory::{RamBlock, RamFate};
 use crate::monitor::events::Event;
 use crate::monitor::{CommandError, Destination, HandoverReport, MigrationInfo, MigrationStatus};
 
@@ -304,6 +304,39 @@ impl Shared {
         }
         source::hand_over(guest, ready, terms, None, observer, watch)
     }
+}
+
+/// What ends with the host's kernel, and must not where it goes into another one meanwhile.
+pub(super) fn in_memory(
+    guest: &Machine,
+    mode: Mode,
+    fate: RamFate,
+    destination: Option<&Destination>,
+) -> Vec<Blocker> {
+    if mode != Mode::CprReboot {
+        return vec![Blocker::new(
+            "mode",
+            format!("{mode} ends with the host's kernel: only cpr-reboot outlives it"),
+        )];
+    }
+    let ram = guest.ram_block().filter(|_| fate == RamFate::Stays).and_then(RamBlock::outlives_kexec);
+    let file = match destination {
+        Some(Destination::Reboot { file }) => Some(file),
+        _ => None,
+    };
+    // One that cannot be written to has been refused.
+    let file = file
+        .filter(|file| reboot::file::StateFile::create(file).is_ok_and(|file| file.is_in_memory()))
+        .map(|file| {
+            Blocker::new(
+                "state file",
+                format!(
+                    "{} is in memory, which ends with the host's kernel: put it on a disk",
+                    file.display()
+                ),
+            )
+        });
+    ram.into_iter().chain(file).collect()
 }
 
 fn unreachable(path: &Path) -> Option<Blocker> {

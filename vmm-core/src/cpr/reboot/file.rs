@@ -21,7 +21,7 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use super::copy::Layout;
 use crate::config::Uuid;
 use crate::cpr::format::MAX_STATE;
-use crate::memory::{StampLocation, lock};
+use crate::memory::{StampLocation, is_in_memory, lock};
 
 /// Why a state file could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +108,11 @@ pub struct StateFile {
 }
 
 impl StateFile {
+    /// Whether it is on a file system that ends with the kernel.
+    pub fn is_in_memory(&self) -> bool {
+        is_in_memory(&self.directory)
+    }
+
     /// Begins a state file. What has its name now stays until [`publish`](Self::publish).
     ///
     /// An error where the directory is not there, is none or may not be written, or where the name is something else's
