@@ -10,6 +10,7 @@ use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use super::inbox::{Inbox, InboxWaker};
 use super::incoming;
 use super::release;
+use super::service::{self, Watchdog};
 use super::signals::Signals;
 use super::{Guest, Options, Origin, OwnerError, Shared, Task, lock};
 use crate::config::{DeviceConfig, MachineConfig};
@@ -88,7 +89,10 @@ impl Owner {
         self.listen(&config.name)?;
         let loaded = Machine::boot(config, self.shared.machine_events())?;
         let loaded = if self.options.paused { loaded.paused() } else { loaded };
-        self.settle(loaded.enter(Claim::cold_boot(), &mut Stopwatch::start()));
+        let machine = loaded.enter(Claim::cold_boot(), &mut Stopwatch::start());
+        let (name, state) = (machine.config().name.clone(), machine.run_state());
+        self.settle(machine);
+        service::ready(&name, state);
         self.run()
     }
 
@@ -167,9 +171,9 @@ impl Owner {
         if let Some(settings) = settings {
             self.shared.apply(&settings);
         }
-        let running = machine.run_state() == RunState::Running;
+        let state = machine.run_state();
         let name = machine.config().name.clone();
-        tracing::info!("guest '{name}' is here, {}", machine.run_state());
+        tracing::info!("guest '{name}' is here, {state}");
         self.settle(machine);
         self.shared.entrance.settled();
         self.shared.events.wake();
@@ -192,17 +196,19 @@ impl Owner {
             // Its clients are told once it has come where it is going.
             return self.shared.begin_return(onward);
         }
+        service::ready(&name, state);
         if let Some(why) = came_back {
             self.shared.failed(Mode::CprExec, &HandoverError::new(Phase::Handover, why));
         } else if let Some(report) = report {
             self.shared.completed(report);
         }
-        if running {
+        if state == RunState::Running {
             self.shared.events.emit(Event::Resume);
         }
     }
 
     fn run(mut self) -> Result<Ended, OwnerError> {
+        let mut watchdog = Watchdog::from_environment();
         let ended = loop {
             while let Some(task) = self.shared.inbox.take() {
                 self.handle(task);
@@ -210,11 +216,15 @@ impl Owner {
             if let Some(ended) = self.ended.take() {
                 break ended;
             }
-            if let Err(error) = self.manager.run() {
+            let wait = watchdog.as_mut().map_or(-1, Watchdog::tell);
+            if let Err(error) = self.manager.run_with_timeout(wait) {
                 break Err(OwnerError::io("waiting for events")(std::io::Error::other(format!("{error:?}"))));
             }
         };
         let given_away = matches!(*lock(&self.shared.guest), Guest::Gone { .. });
+        if matches!(ended, Ok(Ended::GuestEnded | Ended::Failed)) {
+            service::stopping("the guest has ended");
+        }
         self.server().finish(FAREWELL);
         if given_away {
             // Nobody waits for this process any more; what its end tears down must not be in the guest's way.
@@ -253,6 +263,7 @@ impl Owner {
             Task::Depart { ready, departure, terms, watch } => {
                 let Some(machine) = self.shared.guest() else { return departure.call_off() };
                 if let Some(departure) = self.shared.depart(&machine, ready, departure, terms, watch) {
+                    service::main_process(departure.stopover());
                     let error = departure.execute();
                     tracing::error!(
                         "this process cannot execute anything: {error}; the guest stays where it went"

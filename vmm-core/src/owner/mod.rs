@@ -10,6 +10,7 @@ pub mod inbox;
 mod incoming;
 mod main_loop;
 mod release;
+mod service;
 mod signals;
 mod stopover;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::incoming::Onward;
-use super::{Guest, Shared, Task, lock};
+use super::{Guest, Shared, Task, lock, service};
 use crate::cpr::Mode;
 use crate::cpr::error::{HandoverError, InPhase, Whereabouts};
 use crate::cpr::exec::depart::Departure;
@@ -129,6 +129,9 @@ impl Shared {
 
     /// Nobody took the guest of this stopover: it stays.
     fn keep(&self, failed: Option<HandoverError>) {
+        if let Some(guest) = self.guest() {
+            service::ready(&guest.config().name, guest.run_state());
+        }
         let why = failed.map_or_else(|| "nobody came for the guest".to_owned(), |error| error.why);
         let stays = HandoverError {
             guest: Whereabouts::Stopover(std::process::id()),
