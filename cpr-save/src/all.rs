@@ -1,14 +1,18 @@
 //! Saves all guests of the host.
 //!
 //! 1. Every guest is asked what stands in the way before any is touched: one that cannot go keeps all of them.
-//! 2. So many at a time are saved, each as `reboot` saves one. After the first that fails no other is begun.
-//! 3. The end tells of each guest where it is.
+//! 2. So many at a time are saved, each as `reboot` saves one. After the first that fails, or a signal, no other is begun.
+//! 3. A guest that is there when all are saved came meanwhile, and was not.
+//! 4. The end tells of each guest where it is.
 
+use std::io;
 use std::num::NonZero;
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
+use anyhow::{Context, anyhow};
 use serde_json::{Value, json};
 use vmm_core::monitor::client::ClientError;
 use vmm_core::monitor::{Address, Channels, RunState, paths};
@@ -23,7 +27,7 @@ use crate::{check, handover};
 /// All guests are to be saved, or asked whether they could be.
 #[derive(Debug, PartialEq, Eq)]
 pub struct All {
-    /// How, but for the file.
+    /// How, but for the file. RAM is copied where it would not survive otherwise.
     pub plan: Plan,
     /// Where their files go, each of the name `NAME.state`.
     pub directory: PathBuf,
@@ -36,41 +40,39 @@ struct One {
     name: String,
     vm: PathBuf,
     plan: Plan,
-    file: PathBuf,
+    from: String,
 }
 
-impl One {
-    fn from(&self) -> String {
-        format!("file:{}", self.file.display())
-    }
+/// Those that are to go, and the names of processes without a guest.
+#[derive(Default)]
+struct Ready {
+    guests: Vec<One>,
+    passed_over: Vec<String>,
 }
 
 /// `reboot --all`.
 pub fn save(all: &All, progress: &Progress) -> Result<(), Failure> {
     let signals = Signals::block().map_err(Failure::refused)?;
-    let guests = ready(all, progress)?;
+    let Ready { guests, passed_over } = ready(all, progress)?;
     let at_a_time = all.jobs.map_or_else(processors, NonZero::get).min(guests.len());
     let (waiting, several) = (Mutex::new(guests.iter()), Mutex::new(Several::default()));
-    let next = || {
-        let failed = lock(&several).failed.is_empty();
-        failed.then(|| lock(&waiting).next()).flatten()
-    };
     let reports = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..at_a_time {
             let signals = signals.clone();
-            let (next, several, reports) = (&next, &several, &reports);
+            let (waiting, several, reports) = (&waiting, &several, &reports);
             scope.spawn(move || {
-                while let Some(one) = next() {
+                while lock(several).failed.is_empty() && !signals.came() {
+                    let Some(one) = lock(waiting).next() else { return };
                     let progress = progress.of(&one.name);
                     match handover::hand_over(&one.vm, &one.plan, &signals, &progress) {
                         Ok(report) => {
+                            lock(several).saved.push((one.name.clone(), one.from.clone()));
                             let mut facts = report.json(one.plan.mode);
-                            facts["from"] = json!(one.from());
+                            facts["from"] = json!(one.from);
                             progress.done(&report.brief(), &facts);
                             facts["guest"] = json!(one.name);
                             lock(reports).push(facts);
-                            lock(several).saved.push((one.name.clone(), one.from()));
                         }
                         Err(failure) => lock(several).failed.push((one.name.clone(), failure)),
                     }
@@ -78,71 +80,121 @@ pub fn save(all: &All, progress: &Progress) -> Result<(), Failure> {
             });
         }
     });
-    let mut several = several.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if several.failed.is_empty() {
-        let reports: Value = lock(&reports).drain(..).collect();
-        let text = format!("{} guests saved in {}", guests.len(), all.directory.display());
-        progress.done(&text, &json!({"guests": reports}));
-        return Ok(());
+    let mut several = several.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let not_begun = waiting.into_inner().unwrap_or_else(PoisonError::into_inner);
+    several.not_begun = not_begun.map(|one| one.name.clone()).collect();
+    if several.failed.is_empty() && several.not_begun.is_empty() {
+        several.failed = late().map_err(Failure::Unknown)?;
     }
-    several.not_begun = waiting
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-        .map(|one| one.name.clone())
-        .collect();
-    Err(Failure::Several(several))
+    if !several.failed.is_empty() || !several.not_begun.is_empty() {
+        return Err(Failure::Several(several));
+    }
+    let reports: Value = lock(&reports).drain(..).collect();
+    let text =
+        format!("{} guests saved in {}{}", guests.len(), all.directory.display(), besides(&passed_over));
+    progress.done(&text, &json!({"guests": reports, "passed-over": passed_over}));
+    Ok(())
 }
 
 /// `check --all`.
 pub fn check(all: &All, progress: &Progress) -> Result<(), Failure> {
-    let guests = ready(all, progress)?;
+    let Ready { guests, passed_over } = ready(all, progress)?;
     let names: Vec<_> = guests.iter().map(|one| one.name.as_str()).collect();
-    let text = format!("nothing stands in the way of {} of {} guests", all.plan.mode, guests.len());
-    progress.done(&text, &json!({"mode": all.plan.mode, "guests": names}));
+    let text = format!(
+        "nothing stands in the way of {} of {} guests{}",
+        all.plan.mode,
+        guests.len(),
+        besides(&passed_over)
+    );
+    progress.done(&text, &json!({"mode": all.plan.mode, "guests": names, "passed-over": passed_over}));
     Ok(())
 }
 
+/// Where guests are looked for, and who has none there.
+fn besides(passed_over: &[String]) -> String {
+    let looked = format!("; looked for in {}", paths::runtime_dir().display());
+    if passed_over.is_empty() {
+        looked
+    } else {
+        format!("{looked}, without a guest: {}", passed_over.join(", "))
+    }
+}
+
 /// All guests, once nothing stands in the way of any.
-fn ready(all: &All, progress: &Progress) -> Result<Vec<One>, Failure> {
-    let (mut guests, mut several) = (Vec::new(), Several::default());
-    for (name, vm) in paths::guests().map_err(Failure::refused)? {
+fn ready(all: &All, progress: &Progress) -> Result<Ready, Failure> {
+    let (mut ready, mut several) = (Ready::default(), Several::default());
+    for (name, vm) in guests().map_err(Failure::refused)? {
         let file = all.directory.join(format!("{name}.state"));
-        let channels = Channels { main: Some(Address::File(file.clone())), cpr: None };
+        let from = format!("file:{}", file.display());
+        let channels = Channels { main: Some(Address::File(file)), cpr: None };
         let plan = Plan { channels, ..all.plan.clone() };
-        match ask(&vm, &plan) {
-            Ok(true) => guests.push(One { name, vm, plan, file }),
-            Ok(false) => progress.of(&name).step("has no guest", &json!({"event": "passed-over"})),
+        match way_of(&vm, plan) {
+            Ok(Some(plan)) => ready.guests.push(One { name, vm, plan, from }),
+            Ok(None) => {
+                progress.of(&name).note("has no guest", &json!({"event": "passed-over"}));
+                ready.passed_over.push(name);
+            }
             Err(failure) => several.failed.push((name, failure)),
         }
     }
     if several.failed.is_empty() {
-        return Ok(guests);
+        return Ok(ready);
     }
-    several.not_begun = guests.into_iter().map(|one| one.name).collect();
+    several.not_begun = ready.guests.into_iter().map(|one| one.name).collect();
     Err(Failure::Several(several))
 }
 
-/// Whether there is a guest, in whose way nothing stands. A socket that nobody listens at is what a process left that was killed.
-fn ask(vm: &std::path::Path, plan: &Plan) -> Result<bool, Failure> {
-    let mut guest = match Guest::try_connect(vm, std::time::Duration::ZERO) {
-        Err(ClientError::Connect { source, .. })
-            if source.kind() == std::io::ErrorKind::ConnectionRefused =>
-        {
-            return Ok(false);
-        }
-        guest => guest.map_err(Failure::refused)?,
+/// How a guest goes, if there is one, when nothing stands in its way.
+fn way_of(vm: &Path, plan: Plan) -> Result<Option<Plan>, Failure> {
+    let Some((mut guest, _)) = guest_at(vm).map_err(Failure::refused)? else { return Ok(None) };
+    let mut check = |plan: &Plan| match check::refuse(&mut guest, plan) {
+        // Nothing has been touched yet.
+        Err(Failure::Unknown(error)) => Err(Failure::refused(error)),
+        checked => checked,
     };
-    let state = guest.run_state().map_err(Failure::refused)?;
-    if matches!(state, RunState::Inmigrate | RunState::Postmigrate | RunState::Shutdown) {
-        return Ok(false);
+    let in_place = Plan { copy_ram: false, ..plan.clone() };
+    if plan.copy_ram && check(&in_place).is_ok() {
+        return Ok(Some(in_place));
     }
-    check::refuse(&mut guest, plan).map(|()| true)
+    check(&plan).map(|()| Some(plan))
+}
+
+/// Guests that are here though all were saved.
+fn late() -> anyhow::Result<Vec<(String, Failure)>> {
+    let mut late = Vec::new();
+    for (name, vm) in guests()? {
+        if let Some((_, state)) = guest_at(&vm).with_context(|| format!("asking '{name}' once more"))? {
+            let error = anyhow!("it came when the others were asked already, and was not saved");
+            late.push((name, Failure::InSource { state, error }));
+        }
+    }
+    Ok(late)
+}
+
+fn guests() -> anyhow::Result<Vec<(String, PathBuf)>> {
+    paths::guests().with_context(|| format!("looking for guests in {}", paths::runtime_dir().display()))
+}
+
+/// The guest that a monitor's socket is of, and its run state; none where nobody listens, as after a process that was killed, or where
+/// who does has no guest.
+fn guest_at(vm: &Path) -> Result<Option<(Guest, RunState)>, ClientError> {
+    let mut guest = match Guest::try_connect(vm, Duration::ZERO) {
+        Err(ClientError::Connect { source, .. })
+            if [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound].contains(&source.kind()) =>
+        {
+            return Ok(None);
+        }
+        guest => guest?,
+    };
+    let state = guest.run_state()?;
+    let gone = matches!(state, RunState::Inmigrate | RunState::Postmigrate | RunState::Shutdown);
+    Ok((!gone).then_some((guest, state)))
 }
 
 fn processors() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

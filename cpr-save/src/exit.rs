@@ -41,23 +41,27 @@ pub struct Several {
     pub not_begun: Vec<String>,
 }
 
+impl Several {
+    /// The worst counts. One that was refused runs on, as one does that failed.
+    fn number(&self) -> u8 {
+        let numbers = || self.failed.iter().map(|(_, why)| why.number());
+        if numbers().any(|number| number == 4) {
+            4
+        } else if self.saved.is_empty() && numbers().all(|number| number == 3) {
+            3
+        } else {
+            1
+        }
+    }
+}
+
 impl Failure {
     fn number(&self) -> u8 {
         match self {
             Self::InSource { .. } => 1,
             Self::Refused { .. } => 3,
             Self::Unknown(_) => 4,
-            // One that was refused runs on as one does that failed.
-            Self::Several(several) => {
-                several.failed.iter().map(|(_, why)| why.number()).fold(0, |worst, one| {
-                    let untouched = several.saved.is_empty() && [0, 3].contains(&worst) && one == 3;
-                    if untouched {
-                        3
-                    } else {
-                        [worst, one].into_iter().find(|number| *number == 4).unwrap_or(1)
-                    }
-                })
-            }
+            Self::Several(several) => several.number(),
         }
     }
 
@@ -107,6 +111,12 @@ impl Failure {
             Self::Several(several) => {
                 let Several { saved, failed, not_begun } = several;
                 let all = saved.len() + failed.len() + not_begun.len();
+                if failed.is_empty() {
+                    return format!(
+                        "interrupted by a signal; {} of {all} guests were not begun",
+                        not_begun.len()
+                    );
+                }
                 format!("{} of {all} guests cannot go", failed.len())
             }
         }
@@ -169,6 +179,7 @@ mod tests {
             (several(false, vec![failed(), refused()]), 1),
             (several(false, vec![unknown(), failed()]), 4),
             (several(true, vec![refused(), unknown()]), 4),
+            (several(true, vec![]), 1),
         ] {
             assert_eq!(failure.number(), number, "{failure}");
         }

@@ -47,6 +47,17 @@ impl Progress {
         Self { form, guest: Some(guest.to_owned()) }
     }
 
+    /// Something that stays to be read.
+    pub fn note(&self, text: &str, facts: &Value) {
+        match &self.form {
+            Form::Terminal(all, bar) => {
+                bar.finish_and_clear();
+                all.suspend(|| to_stderr(&self.named(text)));
+            }
+            Form::Plain | Form::Json => self.step(text, facts),
+        }
+    }
+
     /// Something is under way.
     pub fn step(&self, text: &str, facts: &Value) {
         match &self.form {
@@ -54,7 +65,7 @@ impl Progress {
                 bar.enable_steady_tick(Duration::from_millis(100));
                 bar.set_message(self.named(text));
             }
-            Form::Plain => eprintln!("{}", self.named(text)),
+            Form::Plain => to_stderr(&self.named(text)),
             Form::Json => self.print(facts),
         }
     }
@@ -64,9 +75,9 @@ impl Progress {
         match &self.form {
             Form::Terminal(all, bar) => {
                 bar.finish_and_clear();
-                all.suspend(|| println!("{}", self.named(text)));
+                all.suspend(|| to_stdout(&self.named(text)));
             }
-            Form::Plain => println!("{}", self.named(text)),
+            Form::Plain => to_stdout(&self.named(text)),
             Form::Json => {
                 let mut facts = facts.clone();
                 facts["outcome"] = json!("done");
@@ -83,7 +94,7 @@ impl Progress {
                 if let Form::Terminal(_, bar) = &self.form {
                     bar.finish_and_clear();
                 }
-                eprintln!("cpr-save: {}", self.named(&failure.to_string()));
+                to_stderr(&format!("cpr-save: {}", self.named(&failure.to_string())));
             }
         }
         failure.code()
@@ -93,14 +104,22 @@ impl Progress {
         self.guest.as_ref().map_or_else(|| text.to_owned(), |guest| format!("{guest}: {text}"))
     }
 
-    /// Prints a line; who closed our output does not want it.
     fn print(&self, facts: &Value) {
         let mut facts = facts.clone();
         if let Some(guest) = &self.guest {
             facts["guest"] = json!(guest);
         }
-        let _ = writeln!(std::io::stdout(), "{facts}");
+        to_stdout(&facts.to_string());
     }
+}
+
+/// Prints a line; who closed our output does not want it.
+fn to_stdout(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn to_stderr(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn spinner() -> ProgressBar {

@@ -28,11 +28,21 @@ impl Signals {
         Ok(Self { fd: Arc::new(fd), came: Arc::default(), seen: Cell::new(0) })
     }
 
-    /// Whether one came since the last time.
-    pub fn arrived(&self) -> bool {
+    /// Whether any came.
+    pub fn came(&self) -> bool {
+        self.take();
+        self.came.load(SeqCst) != 0
+    }
+
+    fn take(&self) {
         if matches!(self.fd.read_signal(), Ok(Some(_))) {
             self.came.fetch_add(1, SeqCst);
         }
+    }
+
+    /// Whether one came since the last time.
+    pub fn arrived(&self) -> bool {
+        self.take();
         let came = self.came.load(SeqCst);
         self.seen.replace(came) != came
     }

@@ -50,8 +50,9 @@ impl Manager {
 
     /// Waits for another main process to be named than this one; gives it.
     fn hears_of_another_than(&self, pid: i32) -> anyhow::Result<i32> {
+        let deadline = Instant::now() + DEADLINE;
         let mut buffer = [0; 4096];
-        loop {
+        while Instant::now() < deadline {
             let length = self.0.recv(&mut buffer).context("waiting for another main process")?;
             let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
             let named = message.lines().find_map(|line| line.strip_prefix("MAINPID=")?.parse().ok());
@@ -60,6 +61,7 @@ impl Manager {
                 _ => {}
             }
         }
+        bail!("the service manager never heard of another main process than {pid}")
     }
 
     fn hears_of(&self, vm: &Vm<'_>, pid: i32) -> anyhow::Result<()> {

@@ -1,12 +1,13 @@
 //! State files: what does not belong together is not put together.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 use cpr_tests::guests::{Guest, Mode};
 use cpr_tests::harness::host::Host;
+use cpr_tests::harness::process::Process;
 use cpr_tests::harness::runner::Tier;
 use cpr_tests::harness::vm::{Spec, Vm};
 
@@ -14,6 +15,8 @@ cpr_tests::tests!(
     Tier::Kvm,
     a_file_whose_ram_is_another_guests_is_refused,
     a_file_whose_ram_was_never_a_guests_is_refused,
+    a_boot_in_ram_in_which_a_saved_guest_waits_is_refused_until_that_is_given_up,
+    the_file_of_another_guest_is_not_written_over,
     a_file_is_not_loaded_a_second_time_over_ram_that_went_on,
     an_image_that_was_changed_is_refused_until_that_is_insisted_on,
     a_damaged_or_truncated_file_is_refused_and_changes_nothing,
@@ -61,7 +64,7 @@ impl<'h> Saved<'h> {
 }
 
 /// What `cpr-load VERB --from file:FILE …` says when it ends, and whether it ended well.
-fn load(host: &Host, verb: &str, file: &std::path::Path, more: &[&str]) -> anyhow::Result<(bool, String)> {
+fn load(host: &Host, verb: &str, file: &Path, more: &[&str]) -> anyhow::Result<(bool, String)> {
     let mut command: Command = host.command("cpr-load")?;
     let from = format!("file:{}", file.display());
     let output = command.args([verb, "--from", &from]).args(more).output().context("running cpr-load")?;
@@ -70,7 +73,7 @@ fn load(host: &Host, verb: &str, file: &std::path::Path, more: &[&str]) -> anyho
     Ok((output.status.success(), said))
 }
 
-fn refused(host: &Host, file: &std::path::Path, more: &[&str], says: &str) -> anyhow::Result<()> {
+fn refused(host: &Host, file: &Path, more: &[&str], says: &str) -> anyhow::Result<()> {
     let (loaded, said) = load(host, "resume", file, more)?;
     ensure!(!loaded, "{} was loaded: {said}", file.display());
     ensure!(said.contains(says), "cpr-load did not say '{says}', but: {said}");
@@ -96,6 +99,62 @@ fn a_file_whose_ram_was_never_a_guests_is_refused() -> anyhow::Result<()> {
     std::fs::File::create(&blank).and_then(|file| file.set_len(size)).context("making a blank file")?;
     refused(&host, &saved.file, &["--set", &format!("memory.path={}", blank.display())], "no stamp")?;
     saved.goes_on(&host).map(drop)
+}
+
+fn a_boot_in_ram_in_which_a_saved_guest_waits_is_refused_until_that_is_given_up() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let boot = |vm: &Vm<'_>, more: &[&str]| -> anyhow::Result<Command> {
+        let ram = vm.ram_file().context("its RAM is no file")?;
+        let rom = host.path().join(format!("{}.rom", vm.name.trim_start_matches("vm")));
+        let mut command = host.command("cpr-load")?;
+        command.args(["boot", "--name", "other", "--firmware"]).arg(rom);
+        command.args(["--memory", &format!("size=32M,backing=file,path={}", ram.display())]).args(more);
+        Ok(command)
+    };
+    let saved = Saved::new(&host)?;
+    let refused = boot(&saved.vm, &[])?.output().context("running cpr-load")?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        !refused.status.success() && said.contains("--discard-saved"),
+        "the boot was not refused: {said}"
+    );
+    // Nothing was touched.
+    let mut vm = saved.goes_on(&host)?;
+
+    let file = host.fresh("state");
+    vm.save("reboot", &["--to", &format!("file:{}", file.display())])?.must_be(0)?;
+    vm.process.wait(std::time::Duration::from_mins(1)).context("the source")?;
+    let other = Process::start("other", &mut boot(&vm, &["--discard-saved"])?, host.path())?;
+    vm.process = other;
+    vm.name = "other".into();
+    vm.becomes("running")?;
+    refused_as_in_use_or_of_a_cold_boot(&host, &file, &mut vm)
+}
+
+/// The state file of a guest that was given up: while another runs in its RAM, and when that has ended.
+fn refused_as_in_use_or_of_a_cold_boot(host: &Host, file: &Path, vm: &mut Vm<'_>) -> anyhow::Result<()> {
+    refused(host, file, &[], "in use by another guest")?;
+    vm.save("quit", &[])?.must_be(0)?;
+    vm.process.wait(std::time::Duration::from_mins(1)).context("the other guest")?;
+    refused(host, file, &[], "it is of a cold boot")
+}
+
+fn the_file_of_another_guest_is_not_written_over() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let saved = Saved::new(&host)?;
+    let mut other = Vm::boot(&host, Spec::new(Guest::patterns(Mode::Long), 1))?;
+    let to = format!("file:{}", saved.file.display());
+    other.save("check", &["--mode", "reboot", "--to", &to])?.must_say(3, "which may wait in it")?;
+    other.save("reboot", &["--to", &to])?.must_say(3, "which may wait in it")?;
+    other.goes_on()?;
+    let file = saved.file.clone();
+    let mut first = saved.goes_on(&host)?;
+    // Its own may be.
+    first.save("reboot", &["--to", &to])?.must_be(0)?;
+    first.process.wait(std::time::Duration::from_mins(1)).context("the source")?;
+    std::fs::remove_file(file)?;
+    other.save("reboot", &["--to", &to])?.must_be(0)?;
+    other.process.wait(std::time::Duration::from_mins(1)).context("the other source").map(drop)
 }
 
 fn a_file_is_not_loaded_a_second_time_over_ram_that_went_on() -> anyhow::Result<()> {

@@ -118,7 +118,7 @@ impl MachineConfig {
 
     /// Applies one `KEY=VALUE` of what may differ on this host (`--set`).
     ///
-    /// Keys: `memory.path`, `serial`, `cpu.mask`, `name`, and of a disk `ID.path` and `ID.changed`. Anything else is
+    /// Keys: `memory.path`, `memory.pmem`, `serial`, `cpu.mask`, `name`, and of a disk `ID.path` and `ID.changed`. Anything else is
     /// what the guest was built with, and refused.
     pub fn set(&mut self, assignment: &str) -> Result<(), ConfigError> {
         set::apply(self, assignment)
@@ -189,6 +189,18 @@ mod tests {
         assert!(config.set("cpus=4").unwrap_err().to_string().contains("cpus"));
         config.set("memory.path=/dev/shm/other").unwrap();
         assert_eq!(config.memory.backing, Backing::File { path: "/dev/shm/other".into() });
+    }
+
+    #[test]
+    fn only_a_dax_device_may_be_said_to_be_persistent_memory() {
+        let mut config = MachineConfig::from_toml(TEXT).unwrap();
+        assert!(config.set("memory.pmem=on").is_err());
+        let dax = |pmem| Backing::Dax { path: "/dev/dax0.0".into(), pmem };
+        config.memory.backing = dax(false);
+        assert!(!config.to_toml().unwrap().contains("pmem"));
+        config.set("memory.pmem=on").unwrap();
+        assert_eq!(config.memory.backing, dax(true));
+        assert!(config.set("memory.pmem=yes").is_err());
     }
 
     #[test]

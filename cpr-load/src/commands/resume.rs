@@ -11,7 +11,8 @@ use crate::flags::Resume;
 
 /// Takes a guest over and serves it to its end.
 pub fn resume(resume: Resume) -> anyhow::Result<ExitCode> {
-    let options = Options { monitor: resume.monitor, paused: resume.paused, set: resume.set };
+    let options =
+        Options { monitor: resume.monitor, paused: resume.paused, set: resume.set, ..Options::default() };
     match Owner::new(options)?.resume(resume.from) {
         // It was only asked whether it could, and it could.
         Err(OwnerError::Transfer(TargetError::Probe)) => Ok(ExitCode::SUCCESS),

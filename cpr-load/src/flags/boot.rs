@@ -17,6 +17,8 @@ pub struct Boot {
     pub monitor: Option<PathBuf>,
     /// Whether it waits for `cont` before its first instruction.
     pub paused: bool,
+    /// Whether a saved guest that waits in its RAM may be lost.
+    pub discard_saved: bool,
 }
 
 #[derive(Args)]
@@ -33,7 +35,7 @@ pub(super) struct Flags {
     /// Number of vCPUs [default: 1]
     #[arg(long, value_name = "N")]
     cpus: Option<u16>,
-    /// RAM: `size=…[,backing=memfd|hugetlb|file|dax][,page-size=2M|1G][,path=…]`
+    /// RAM: `size=…[,backing=memfd|hugetlb|file|dax][,page-size=2M|1G][,path=…][,pmem=on|off]`
     #[arg(long, value_name = "size=…", required_unless_present = "config")]
     memory: Option<MemoryConfig>,
     /// A bzImage or an ELF kernel
@@ -66,6 +68,9 @@ pub(super) struct Flags {
     /// Wait for `cont` before the first instruction
     #[arg(long)]
     paused: bool,
+    /// Boot in RAM in which a saved guest waits for its state file to be loaded, too: that guest is lost
+    #[arg(long)]
+    discard_saved: bool,
 }
 
 impl Flags {
@@ -107,7 +112,7 @@ impl Flags {
         replace(&mut config.serial, self.serial);
         config.devices.extend(self.devices);
         config.validate()?;
-        Ok(Boot { config, monitor: self.monitor, paused: self.paused })
+        Ok(Boot { config, monitor: self.monitor, paused: self.paused, discard_saved: self.discard_saved })
     }
 }
 

@@ -134,13 +134,10 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     }
     let filler = Arc::clone(&watch);
     thread::spawn(move || {
-        // It and who answers commands wait for each other, and neither for the load.
-        setup::real_time();
         loop {
             filler.console.numbered();
             thread::sleep(Duration::from_secs(1) / options.rate);
         }
     });
-    setup::real_time();
     commands::serve(&watch)
 }

@@ -65,6 +65,10 @@ impl Machine for Alone {
         bail!("a kexec needs a host in the scenario")
     }
 
+    fn name(&self) -> &'static str {
+        "alone"
+    }
+
     fn roll_back(&mut self) -> Result<HandOver> {
         bail!("a handover that fails needs a host in the scenario")
     }

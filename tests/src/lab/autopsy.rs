@@ -147,7 +147,7 @@ impl Ram {
     fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         let length = match file.metadata()?.len() {
-            0 => dax::size()?,
+            0 => dax::size(path)?,
             length => length,
         } as usize;
         let size = NonZero::new(length).context("there is no RAM")?;

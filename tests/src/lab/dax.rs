@@ -1,51 +1,77 @@
-//! Memory of the host's that is set aside for good, as a DAX device.
+//! Memory of the host's that is set aside for good, as DAX devices.
 //!
 //! `memmap=SIZE!START` on the host's command line makes a legacy persistent memory region of it (Documentation/admin-guide/
-//! kernel-parameters.txt). A device-DAX device is made of it by what `ndctl create-namespace -m devdax` writes; from then on it is
+//! kernel-parameters.txt). A device-DAX device is made of each by what `ndctl create-namespace -m devdax` writes; from then on it is
 //! there again under every kernel that sets the same memory aside, because what tells of it lies in the memory itself.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use super::commands::until;
 
-/// The device.
-pub const DEVICE: &str = "/dev/dax0.0";
 /// What a namespace has at its start, and what the guest's stamp takes at its end, by the device's alignment.
 const BESIDES_MIB: u64 = 4;
+/// Where the first begins.
+const START_MIB: u64 = 1024;
 
-/// The words on the host's command line that set so much memory aside.
-pub fn cmdline(mib: u64) -> String {
-    format!("memmap={}M!1G", mib + BESIDES_MIB)
+/// The device that so many others come before.
+pub fn device(index: usize) -> PathBuf {
+    format!("/dev/dax{index}.0").into()
 }
 
-/// Its size in bytes.
-pub fn size() -> Result<u64> {
-    let size = fs::read_to_string("/sys/bus/dax/devices/dax0.0/size").context("the DAX device's size")?;
-    size.trim().parse().context("the DAX device's size")
+/// The words on the host's command line that set so much memory aside for each of several guests.
+pub fn cmdline(guests: &[u64]) -> String {
+    let mut at = START_MIB;
+    let words = guests.iter().map(|mib| {
+        let size = mib + BESIDES_MIB;
+        let word = format!("memmap={size}M!{at}M");
+        at += size;
+        word
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
-/// Makes the device, unless it is there from the kernel before; says whether it was.
-pub fn make() -> Result<bool> {
-    let there = || Path::new(DEVICE).exists().then_some(());
+/// The size of one of these devices, in bytes.
+pub fn size(device: &Path) -> Result<u64> {
+    let name = device.file_name().unwrap_or_default();
+    let path = Path::new("/sys/bus/dax/devices").join(name).join("size");
+    let size = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    size.trim().parse().with_context(|| format!("reading {}", path.display()))
+}
+
+/// Makes a device, unless it is there from the kernel before; says whether it was.
+pub fn make(index: usize) -> Result<bool> {
+    let device = device(index);
+    let there = || device.exists().then_some(());
     if there().is_some() {
         return Ok(true);
     }
-    let nd = Path::new("/sys/bus/nd");
+    let (namespace, dax) = (format!("namespace{index}.0"), format!("dax{index}.0"));
     let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
     let write = |attribute: &str, value: &str| {
-        let path = nd.join(attribute);
+        let path = Path::new("/sys/bus/nd").join(attribute);
         fs::write(&path, value).with_context(|| format!("writing {value:?} to {}", path.display()))
     };
-    write("drivers/nd_pmem/unbind", "namespace0.0")?;
+    write("drivers/nd_pmem/unbind", &namespace)?;
     for (attribute, value) in
-        [("mode", "ram"), ("align", "2097152"), ("uuid", uuid.trim()), ("namespace", "namespace0.0")]
+        [("mode", "ram"), ("align", "2097152"), ("uuid", uuid.trim()), ("namespace", namespace.as_str())]
     {
-        write(&format!("devices/dax0.0/{attribute}"), value)?;
+        write(&format!("devices/{dax}/{attribute}"), value)?;
     }
-    write("drivers/dax_pmem/bind", "dax0.0")?;
+    write("drivers/dax_pmem/bind", &dax)?;
     until("the DAX device", || Ok(there()))?;
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_guest_has_memory_of_its_own() {
+        assert_eq!(cmdline(&[1024, 512]), "memmap=1028M!1024M memmap=516M!2052M");
+        assert_eq!(cmdline(&[]), "");
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::report::Report;
-use super::scenario::{Backing, Host, Scenario};
+use super::scenario::{Host, Scenario};
 use super::watch::{self, Watched};
 use super::{assigned, dax, disks, image, kexec, qemu};
 
@@ -29,20 +29,14 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
     let iommu = !scenario.assigned().is_empty();
     image::host(&host_initrd, scenario, &host_kernel, &guest_kernel, &guest_initrd)?;
     let disks = [disks, kexec::disk(directory, scenario, &guest_kernel, &guest_initrd)?.as_slice()].concat();
-    let dax = scenario.ram_mib().filter(|_| scenario.guest.backing == Backing::Dax).map(dax::cmdline);
+    let dax = dax::cmdline(&scenario.in_dax());
     let console = directory.join("console.log");
     let machine = qemu::Machine {
         cpus: host.cpus,
         memory: &host.memory,
         kernel: &host_kernel,
         initrd: &host_initrd,
-        cmdline: &[
-            watch::CMDLINE,
-            if iommu { assigned::CMDLINE } else { "" },
-            &dax.unwrap_or_default(),
-            &host.cmdline,
-        ]
-        .join(" "),
+        cmdline: &[watch::CMDLINE, if iommu { assigned::CMDLINE } else { "" }, &dax, &host.cmdline].join(" "),
         disks: &disks,
         nvme: &nvme,
         iommu,

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use guest_init::early;
 
 use super::cpio::Cpio;
-use super::scenario::{Backing, Guest, Kernel, Scenario};
+use super::scenario::{Guest, Kernel, Scenario};
 use super::{assigned, modules, units};
 use crate::harness::host::binary;
 
@@ -25,9 +25,8 @@ const NET_MODULES: [&str; 4] = ["virtio_pci", "virtio_net", "tun", "vhost_net"];
 
 /// What a machine with an NVMe disk needs besides, and a host that assigns it.
 const ASSIGNED_MODULES: [&str; 5] = ["nvme", "crc32c_generic", "ext4", "vfio_iommu_type1", "vfio_pci"];
-/// What a host needs that has memory set aside, which is a DAX device, and a disk that outlives its kernel.
-const DAX_MODULES: [&str; 8] =
-    ["nd_e820", "nd_pmem", "dax_pmem", "device_dax", "virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
+/// What a host needs that has memory set aside, which is a DAX device.
+const DAX_MODULES: [&str; 4] = ["nd_e820", "nd_pmem", "dax_pmem", "device_dax"];
 /// What a userland of its own needs besides: systemd mounts some file systems when they are first used.
 const ROOT_MODULES: [&str; 1] = ["autofs4"];
 /// What a machine with AF_VSOCK sockets needs besides.
@@ -92,7 +91,15 @@ pub fn host(
         let program = units::build(path.parent().unwrap_or(Path::new(".")))?;
         archive.file(units::UNITS, &fs::read(&program)?)?;
     }
-    add_modules(&mut archive, host_kernel, &modules_of(&scenario.guest, &HOST_MODULES))?;
+    let mut modules = modules_of(&scenario.guest, &HOST_MODULES);
+    if !scenario.in_dax().is_empty() {
+        modules.extend(DAX_MODULES);
+    }
+    if scenario.host.as_ref().is_some_and(|host| !host.next.is_empty()) {
+        // What outlives its kernel lies on a disk.
+        modules.extend(DISK_MODULES);
+    }
+    add_modules(&mut archive, host_kernel, &modules)?;
     archive.finish().with_context(|| format!("writing {}", path.display()))
 }
 
@@ -113,9 +120,6 @@ fn modules_of(guest: &Guest, always: &[&'static str]) -> Vec<&'static str> {
     }
     if guest.vsock {
         names.extend(VSOCK_MODULES);
-    }
-    if guest.backing == Backing::Dax {
-        names.extend(DAX_MODULES);
     }
     names
 }

@@ -15,13 +15,11 @@ use super::image::SCENARIO;
 use super::kexec::{self, Arrival};
 use super::meeting::Meeting;
 use super::owner::{self, Owner};
+use super::paths::GUESTS;
 use super::report::Report;
-use super::scenario::{Backing, Scenario, Step};
+use super::scenario::{Scenario, Step};
 use super::vfio::{self, Bound};
 use super::{assigned, autopsy, dax, disks, judge, net, paths, steps, units};
-
-/// The two guests that there can be.
-const GUESTS: [&str; 2] = ["vm1", "vm2"];
 
 /// How long a guest that fell silent may take to say something when it was handed over once more.
 const AFTER_EXAMINATION: Duration = Duration::from_secs(20);
@@ -33,9 +31,9 @@ pub const REPORT_MARK: &str = "@report ";
 pub fn run() -> Result<()> {
     let scenario = Scenario::read(Path::new(SCENARIO))?;
     println!("host is up: {}", std::fs::read_to_string("/proc/version")?.trim());
-    if scenario.guest.backing == Backing::Dax {
-        let kept = if dax::make()? { "was there" } else { "is new" };
-        println!("{} {kept}", dax::DEVICE);
+    for index in 0..scenario.in_dax().len() {
+        let kept = if dax::make(index)? { "was there" } else { "is new" };
+        println!("{} {kept}", dax::device(index).display());
     }
     if scenario.host.as_ref().is_some_and(|host| !host.next.is_empty()) {
         kexec::mount_kept(&scenario)?;
@@ -95,12 +93,12 @@ fn guest(scenario: &Scenario) -> Report {
     let run = || -> Result<Report> {
         let devices = scenario.assigned();
         if devices.is_empty() {
-            return watched(GUESTS[0], scenario, 0, None, None);
+            return Ok(both(scenario, None));
         }
         let addresses = devices.iter().map(|(place, _)| place.to_string()).collect();
         let bound = vfio::bind(devices)?;
         let mut log = HostLog::open(addresses)?;
-        let mut report = both(scenario, &mut log);
+        let mut report = both(scenario, Some(&mut log));
         report.given_back = bound.into_iter().map(Bound::give_back).collect();
         report.host_messages.extend(log.faults().iter().map(|message| format!("end: {message}")));
         Ok(report)
@@ -112,16 +110,16 @@ fn stopped(error: &anyhow::Error) -> Report {
     Report { stopped_by: Some(format!("{error:#}")), ..Report::default() }
 }
 
-/// Takes a guest with assigned devices through the steps, and a second one, if there is one.
-fn both(scenario: &Scenario, log: &mut HostLog) -> Report {
+/// Takes a guest through the steps, and a second one, if there is one.
+fn both(scenario: &Scenario, log: Option<&mut HostLog>) -> Report {
     let Some(second) = scenario.of_second() else {
-        return watched(GUESTS[0], scenario, 0, None, Some(log)).unwrap_or_else(|error| stopped(&error));
+        return watched(GUESTS[0], scenario, 0, None, log).unwrap_or_else(|error| stopped(&error));
     };
     let (meeting, after) = (Arc::new(Meeting::default()), assigned::kinds(&scenario.guest).len());
     thread::scope(|scope| {
         let other = Arc::clone(&meeting);
         let second = scope.spawn(move || watched(GUESTS[1], &second, after, Some(other), None));
-        let first = watched(GUESTS[0], scenario, 0, Some(meeting), Some(log));
+        let first = watched(GUESTS[0], scenario, 0, Some(meeting), log);
         let second = second.join().unwrap_or_else(|_| bail!("the thread of the second guest panicked"));
         let second = Some(Box::new(second.unwrap_or_else(|error| stopped(&error))));
         Report { second, ..first.unwrap_or_else(|error| stopped(&error)) }
@@ -146,7 +144,9 @@ fn watched(
     }
     let (serial, log) = (paths::serial(name), paths::console_log(name));
     let loaded = match &scenario.host {
-        Some(host) if !host.next.is_empty() => Arrival::load(|| Owner::resume_kept(name, &scenario.guest))?,
+        Some(host) if !host.next.is_empty() => {
+            Arrival::load(name, || Owner::resume_kept(name, &scenario.guest, meeting.clone()))?
+        }
         _ => None,
     };
     let (mut owner, console, arrival) = if let Some((mut arrival, owner)) = loaded {

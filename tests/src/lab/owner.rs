@@ -17,11 +17,11 @@ use vmm_core::monitor::client::Client;
 use super::commands::{WITHIN, downtime, is_in_source, load, phases, save, status, unix, until};
 use super::image::{GUEST_INITRD, GUEST_KERNEL};
 use super::meeting::Meeting;
-use super::paths::{RUNTIME, kept_state_file, log, ram, serial, serial_log, state_file, tty};
+use super::paths::{GUESTS, RUNTIME, kept_state_file, log, ram, serial, serial_log, state_file, tty};
 use super::scenario::{Backing, Disk, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
 use super::trouble::Trouble;
-use super::{aer, assigned, autopsy, disks, faults, net, paths, stale, threads, vfio, vsock};
+use super::{aer, assigned, autopsy, disks, faults, kexec, net, paths, stale, threads, vfio, vsock};
 
 /// The process that owns the guest, whichever it is by now.
 pub struct Owner {
@@ -64,9 +64,9 @@ impl Owner {
     }
 
     /// Loads a guest that was saved under the host's kernel before this one, and can be once.
-    pub fn resume_kept(name: &'static str, guest: &Guest) -> Result<Self> {
+    pub fn resume_kept(name: &'static str, guest: &Guest, meeting: Option<Arc<Meeting>>) -> Result<Self> {
         let file = kept_state_file(name);
-        stale::refuse_all(name, &file)?;
+        stale::refuse_all(name, &file, guest.backing == Backing::Memfd)?;
         let from = format!("file:{}", file.display());
         let process = load(name, &["resume".to_owned(), format!("--from={from}")], 0, false)?;
         let copied = guest.backing == Backing::Memfd;
@@ -78,7 +78,7 @@ impl Owner {
             device: None,
             ram: ram(name, guest.backing),
             copied,
-            meeting: None,
+            meeting,
         };
         owner.loaded().inspect_err(|_| owner.show_logs())?;
         stale::keep(&file)?;
@@ -205,19 +205,20 @@ impl Owner {
     }
 
     fn save_to(&mut self, file: &Path) -> Result<()> {
-        self.save_with(file, &[])
-    }
-
-    fn save_with(&mut self, file: &Path, more: &[&str]) -> Result<()> {
         let to = format!("file:{}", file.display());
         let copied: &[&str] = if self.copied { &["--copy-ram"] } else { &[] };
-        let said = save(&[&["reboot", self.name, "--to", &to][..], copied, more].concat())?;
+        let said = save(&[&["reboot", self.name, "--to", &to][..], copied].concat())?;
         if self.copied {
             let (ram, length) = (&said["report"]["ram-copied"], fs::metadata(file)?.len());
             let phases = phases(&said)?;
             let took = phases.iter().find(|time| time.phase == "copy RAM").map_or(0, |time| time.us / 1000);
             println!("  {ram} bytes of RAM in a file of {length}, in {took} ms");
         }
+        self.has_saved()
+    }
+
+    /// Waits for the end of a process whose guest was saved.
+    fn has_saved(&mut self) -> Result<()> {
         match exit(&mut self.process, WITHIN)? {
             Some(status) if status.success() => Ok(()),
             ended => bail!("the source saved its guest and then: {ended:?}"),
@@ -343,7 +344,28 @@ impl Machine for Owner {
     }
 
     fn save(&mut self) -> Result<()> {
-        self.save_with(&kept_state_file(self.name), &["--kexec"])
+        if self.leads() {
+            let copied: &[&str] = if self.copied { &["--copy-ram"] } else { &[] };
+            let to = format!("dir:{}", kexec::KEPT);
+            let said = save(&[&["reboot", "--all", "--kexec", "--to", &to], copied].concat())?;
+            for guest in said["guests"].as_array().into_iter().flatten() {
+                let report = &guest["report"];
+                println!(
+                    "  {} saved: {} bytes of state, {} of RAM kept, {} copied",
+                    guest["guest"], report["state-bytes"], report["ram-kept"], report["ram-copied"]
+                );
+            }
+        }
+        self.meet()?;
+        self.has_saved()
+    }
+
+    fn leads(&self) -> bool {
+        self.name == GUESTS[0]
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
     }
 
     fn wanted(&mut self) -> Result<()> {

@@ -6,6 +6,8 @@ use super::dax;
 use super::kexec::KEPT;
 use super::scenario::Backing;
 
+/// The two guests that there can be.
+pub const GUESTS: [&str; 2] = ["vm1", "vm2"];
 /// Where the commands' sockets are.
 pub const RUNTIME: &str = "/run/cpr";
 /// Where the logs of `cpr-load` are.
@@ -44,7 +46,7 @@ pub fn tty_log(name: &str) -> PathBuf {
 /// Where a guest has its RAM, unless in a memfd.
 pub fn ram(name: &str, backing: Backing) -> PathBuf {
     match backing {
-        Backing::Dax => dax::DEVICE.into(),
+        Backing::Dax => dax::device(GUESTS.iter().position(|guest| *guest == name).unwrap_or_default()),
         Backing::File | Backing::Memfd => Path::new("/dev/shm").join(name),
     }
 }

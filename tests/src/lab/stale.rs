@@ -20,16 +20,22 @@ pub fn keep(file: &Path) -> Result<()> {
     fs::rename(file, old(file)).with_context(|| format!("keeping {}", file.display()))
 }
 
-/// Tries to load a guest from all that is not its state; the guest must still be to be loaded afterwards.
-pub fn refuse_all(name: &str, file: &Path) -> Result<()> {
+/// Tries to load a guest from all that is not its state; the guest must still be to be loaded afterwards. One with RAM in it is
+/// known by more than its contents.
+pub fn refuse_all(name: &str, file: &Path, with_ram: bool) -> Result<()> {
     let state = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-    let mut spoilt = state.clone();
-    let middle = spoilt.len() / 2;
-    spoilt[middle] ^= 0x10;
-    refuse(name, &written(file, "cut", &state[..middle])?, "truncated")?;
-    refuse(name, &written(file, "spoilt", &spoilt)?, "checksum")?;
+    let was_loaded = if with_ram {
+        refuse(name, &written(file, "copy", &state)?, "is a copy")?;
+        "loaded already"
+    } else {
+        let (mut spoilt, middle) = (state.clone(), state.len() / 2);
+        spoilt[middle] ^= 0x10;
+        refuse(name, &written(file, "cut", &state[..middle])?, "truncated")?;
+        refuse(name, &written(file, "spoilt", &spoilt)?, "checksum")?;
+        "generation"
+    };
     let old = old(file);
-    if old.exists() { refuse(name, &old, "generation") } else { Ok(()) }
+    if old.exists() { refuse(name, &old, was_loaded) } else { Ok(()) }
 }
 
 fn written(file: &Path, what: &str, bytes: &[u8]) -> Result<PathBuf> {

@@ -23,6 +23,8 @@ use super::vsock::Stream;
 
 /// How long a getty may take to prompt. It waits a few seconds for all services to be started.
 const PROMPT_WITHIN: Duration = Duration::from_secs(90);
+/// How long the host may take to go into another kernel.
+const GOES_WITHIN: Duration = Duration::from_mins(1);
 /// How long a guest is watched after each handover.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -79,8 +81,14 @@ pub trait Machine {
     }
     /// Hands the guest over, when the other is to be, too.
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver>;
-    /// Saves the guest for the host's next kernel.
+    /// Saves the guest for the host's next kernel, and another that does the same.
     fn save(&mut self) -> Result<()>;
+    /// Whether it does what is done once for both.
+    fn leads(&self) -> bool {
+        true
+    }
+    /// The guest's name.
+    fn name(&self) -> &'static str;
     /// Begins to hand the guest over, and has it come back when it is stopped and saved.
     fn roll_back(&mut self) -> Result<HandOver>;
     /// Sees handovers refused for a trouble that is made and ended; says for how long the guest may have stood still.
@@ -239,6 +247,7 @@ impl Run<'_> {
     fn leave(&mut self, step: usize, kernel: Kernel) -> Result<Infallible> {
         let begun = self.begin(Step::Kexec)?;
         self.console.finish_pinging()?;
+        self.machine.meet()?;
         let now = |rate: &Rate| Mark::now(rate.khz());
         let started = now(&self.rate);
         self.machine.save()?;
@@ -246,8 +255,14 @@ impl Run<'_> {
         let heard = self.console.heard_all()?;
         let (report, messages_before) = (self.report.clone(), self.messages_before);
         let begun = begun.keep(&self.rate);
-        Progress { step, begun, report, messages_before, heard, started, saved }.write()?;
-        kexec::go(kernel)
+        let progress = Progress { step, begun, report, messages_before, heard, started, saved };
+        progress.write(self.machine.name())?;
+        self.machine.meet()?;
+        if self.machine.leads() {
+            return kexec::go(kernel);
+        }
+        thread::sleep(GOES_WITHIN);
+        bail!("the host did not go into its next kernel within {GOES_WITHIN:?}")
     }
 
     /// Goes on with a guest that was loaded in this kernel.

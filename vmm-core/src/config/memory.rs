@@ -40,6 +40,9 @@ pub enum Backing {
     Dax {
         /// `/dev/daxX.Y`.
         path: PathBuf,
+        /// Whether it is persistent memory, whose contents outlive a reset of the host, too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pmem: bool,
     },
 }
 
@@ -68,9 +71,18 @@ impl Backing {
     /// The path that is opened for it, if it has one.
     pub fn path(&self) -> Option<&PathBuf> {
         match self {
-            Self::File { path } | Self::Dax { path } => Some(path),
+            Self::File { path } | Self::Dax { path, .. } => Some(path),
             Self::Memfd | Self::Hugetlb { .. } => None,
         }
+    }
+}
+
+/// A switch as QEMU has it.
+pub(super) fn on_or_off(value: &str) -> Option<bool> {
+    match value {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
     }
 }
 
@@ -96,14 +108,14 @@ impl MemoryConfig {
 impl FromStr for MemoryConfig {
     type Err = ConfigError;
 
-    /// Reads `size=…[,backing=memfd|hugetlb|file|dax][,page-size=2M|1G][,path=…]`. A path may not hold a comma.
+    /// Reads `size=…[,backing=memfd|hugetlb|file|dax][,page-size=2M|1G][,path=…][,pmem=on|off]`. A path may not hold a comma.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refused = |expected: &str| ConfigError::Value {
             key: "memory".into(),
             value: text.into(),
             expected: expected.into(),
         };
-        let (mut size, mut backing, mut page_size, mut path) = (None, "memfd", None, None);
+        let (mut size, mut backing, mut page_size, mut path, mut pmem) = (None, "memfd", None, None, None);
         for part in text.split(',') {
             let (key, value) = part.split_once('=').ok_or_else(|| refused("KEY=VALUE[,KEY=VALUE…]"))?;
             match key {
@@ -117,19 +129,20 @@ impl FromStr for MemoryConfig {
                     });
                 }
                 "path" => path = Some(PathBuf::from(value)),
-                _ => return Err(refused("the keys size, backing, page-size and path")),
+                "pmem" => pmem = Some(on_or_off(value).ok_or_else(|| refused("pmem=on or pmem=off"))?),
+                _ => return Err(refused("the keys size, backing, page-size, path and pmem")),
             }
         }
-        let backing = match (backing, page_size, path) {
-            ("memfd", None, None) => Backing::Memfd,
-            ("hugetlb", page_size, None) => {
+        let backing = match (backing, page_size, path, pmem) {
+            ("memfd", None, None, None) => Backing::Memfd,
+            ("hugetlb", page_size, None, None) => {
                 Backing::Hugetlb { page_size: page_size.unwrap_or(HugePageSize::Size2M) }
             }
-            ("file", None, Some(path)) => Backing::File { path },
-            ("dax", None, Some(path)) => Backing::Dax { path },
+            ("file", None, Some(path), None) => Backing::File { path },
+            ("dax", None, Some(path), pmem) => Backing::Dax { path, pmem: pmem.unwrap_or(false) },
             _ => {
                 return Err(refused(
-                    "backing=memfd, backing=hugetlb[,page-size=…], backing=file,path=… or backing=dax,path=…",
+                    "backing=memfd, backing=hugetlb[,page-size=…], backing=file,path=… or backing=dax,path=…[,pmem=on]",
                 ));
             }
         };
@@ -146,13 +159,20 @@ mod tests {
         let memory: MemoryConfig = "size=64M,backing=file,path=/dev/shm/a".parse().unwrap();
         assert_eq!(memory.size, ByteSize(64 << 20));
         assert_eq!(memory.backing, Backing::File { path: "/dev/shm/a".into() });
+        let memory: MemoryConfig = "size=64M,backing=dax,path=/dev/dax0.0,pmem=on".parse().unwrap();
+        assert_eq!(memory.backing, Backing::Dax { path: "/dev/dax0.0".into(), pmem: true });
     }
 
     #[test]
     fn what_does_not_fit_together_is_refused() {
-        for text in
-            ["size=1G,backing=private", "backing=memfd", "size=1G,backing=file", "size=1G,path=/x", "1G"]
-        {
+        for text in [
+            "size=1G,backing=private",
+            "backing=memfd",
+            "size=1G,backing=file",
+            "size=1G,path=/x",
+            "1G",
+            "size=1G,pmem=on",
+        ] {
             assert!(text.parse::<MemoryConfig>().is_err(), "{text}");
         }
     }

@@ -1,8 +1,9 @@
 //! What may differ between the host that saved a guest and the one that loads it.
 
+use super::memory::on_or_off;
 use super::{Backing, ConfigError, DeviceConfig, MachineConfig};
 
-const SETTABLE: &str = "one of memory.path=PATH, serial=…, cpu.mask=FEATURE[,FEATURE…], name=NAME, \
+const SETTABLE: &str = "one of memory.path=PATH, memory.pmem=on|off, serial=…, cpu.mask=FEATURE[,FEATURE…], name=NAME, \
                         DISK-ID.path=PATH, DISK-ID.changed=accept";
 
 /// Applies one `KEY=VALUE`; a key that the guest was built with is refused.
@@ -15,10 +16,14 @@ pub(super) fn apply(config: &mut MachineConfig, assignment: &str) -> Result<(), 
     let (key, value) = assignment.split_once('=').ok_or_else(|| refused(SETTABLE))?;
     match key {
         "memory.path" => match &mut config.memory.backing {
-            Backing::File { path } | Backing::Dax { path } => *path = value.into(),
+            Backing::File { path } | Backing::Dax { path, .. } => *path = value.into(),
             Backing::Memfd | Backing::Hugetlb { .. } => {
                 return Err(refused("RAM with a path: this guest's RAM is an anonymous memfd"));
             }
+        },
+        "memory.pmem" => match (&mut config.memory.backing, on_or_off(value)) {
+            (Backing::Dax { pmem, .. }, Some(on)) => *pmem = on,
+            _ => return Err(refused("memory.pmem=on or memory.pmem=off, of a guest with backing=dax")),
         },
         "serial" => config.serial = value.parse()?,
         "cpu.mask" => {

@@ -11,6 +11,7 @@ use super::run_state::RunState;
 use super::{Loaded, Machine, MachineError};
 use crate::config::MachineConfig;
 use crate::cpr::fds::FdTable;
+use crate::cpr::reboot::stamp;
 use crate::memory::{self, RamBlock};
 use crate::x86::boot;
 
@@ -25,10 +26,20 @@ fn read_firmware(path: &Path) -> Result<Vec<u8>, MachineError> {
     Ok(image)
 }
 
+/// What becomes of a saved guest that waits, in the RAM that another is to be booted in, for its state file to be loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Waiting {
+    /// It waits on: the boot is refused.
+    #[default]
+    Kept,
+    /// It is lost.
+    Discarded,
+}
+
 impl Machine {
     /// Builds a machine and puts what it boots in its memory.
-    pub fn boot(config: MachineConfig, events: EventSink) -> Result<Loaded, MachineError> {
-        Self::boot_on(config, &mut Source::New, events)
+    pub fn boot(config: MachineConfig, waiting: Waiting, events: EventSink) -> Result<Loaded, MachineError> {
+        Self::boot_on(config, &mut Source::New, waiting, events)
     }
 
     /// The same guest from its beginning, on the descriptors of its devices that are kept.
@@ -37,18 +48,25 @@ impl Machine {
         mut kept: FdTable,
         events: EventSink,
     ) -> Result<Loaded, MachineError> {
-        Self::boot_on(config, &mut Source::Restarted(&mut kept), events)
+        // The guest that was in this RAM is the one that is booted again.
+        Self::boot_on(config, &mut Source::Restarted(&mut kept), Waiting::Discarded, events)
     }
 
     fn boot_on(
         mut config: MachineConfig,
         source: &mut Source<'_>,
+        waiting: Waiting,
         events: EventSink,
     ) -> Result<Loaded, MachineError> {
         config.validate()?;
         config.settle();
         let backends = Backends::make(&config, source)?;
-        let mut blocks = vec![RamBlock::create(memory::RAM, &config.memory)?];
+        let ram = RamBlock::create(memory::RAM, &config.memory)?;
+        if let (Some(location), Waiting::Kept) = (ram.stamp_location(), waiting) {
+            stamp::refuse_lost(&location)?;
+        }
+        ram.clear_stamp()?;
+        let mut blocks = vec![ram];
         if let Some(firmware) = &config.boot.firmware {
             blocks.push(RamBlock::create_rom(memory::ROM, &read_firmware(firmware)?)?);
         }

@@ -29,6 +29,7 @@ use kvm_ioctls::VmFd;
 
 pub use self::backends::Source;
 pub use self::build::Devices;
+pub use self::cold::Waiting;
 pub use self::entrance::{Ending, Entrance};
 pub use self::incoming::{Incoming, Overrides};
 use self::run_state::{IllegalStep, RunState};

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::check::is_in_memory;
-use super::check::{self, page_size_of};
+use super::check::{self, is_in_memory, page_size_of};
 use super::open::{self, PAGE_SIZE, RAM_SEALS};
 use super::{MemoryError, RamBlockState, RamFate, RamKind, StampLocation, lock};
 use crate::config::{Backing, ByteSize, MemoryConfig};
@@ -40,14 +39,12 @@ pub struct RamBlock {
 }
 
 impl RamBlock {
-    /// Makes RAM for a cold boot. What has a path is locked, and its stamp cleared.
+    /// Makes RAM for a cold boot. What has a path is locked; its stamp is for [`clear_stamp`](Self::clear_stamp) to clear.
     pub fn create(name: &str, config: &MemoryConfig) -> Result<Self, MemoryError> {
-        let block = match &config.backing {
-            Backing::Memfd | Backing::Hugetlb { .. } => Self::anonymous(name, config)?,
-            Backing::File { .. } | Backing::Dax { .. } => Self::open(name, config, true)?,
-        };
-        block.clear_stamp()?;
-        Ok(block)
+        match &config.backing {
+            Backing::Memfd | Backing::Hugetlb { .. } => Self::anonymous(name, config),
+            Backing::File { .. } | Backing::Dax { .. } => Self::open(name, config, true),
+        }
     }
 
     /// Makes a ROM that holds `image`, at its end where the image is no whole number of pages.
@@ -133,8 +130,8 @@ impl RamBlock {
         Ok(None)
     }
 
-    /// No state file goes with what is in this RAM.
-    fn clear_stamp(&self) -> Result<(), MemoryError> {
+    /// No state file goes with what is in this RAM, from now on.
+    pub fn clear_stamp(&self) -> Result<(), MemoryError> {
         let Some(stamp) = self.stamp_location() else { return Ok(()) };
         let cleared = stamp.write(&[0; PAGE_SIZE as usize]);
         cleared.map_err(MemoryError::io(&self.name, "clearing the stamp beside the RAM"))
@@ -348,7 +345,8 @@ impl RamBlock {
 
     /// What stands in the way of RAM that stays where it is over a kexec, if it may stay over a reboot.
     pub fn outlives_kexec(&self) -> Option<Blocker> {
-        let path = self.path.as_ref().filter(|_| is_in_memory(&self.file))?;
+        // What a device's node is on says nothing of the device.
+        let path = self.path.as_ref().filter(|_| self.kind == RamKind::File && is_in_memory(&self.file))?;
         Some(Blocker::new(
             &self.name,
             format!(

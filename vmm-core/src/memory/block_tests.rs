@@ -153,7 +153,7 @@ fn a_file_is_made_private_with_a_stamp_page_after_the_ram() {
 }
 
 #[test]
-fn a_cold_boot_clears_the_stamp_and_a_reopening_keeps_it() {
+fn a_stamp_is_kept_until_it_is_cleared() {
     let dir = shm();
     let config = file_config(&dir.path().join("ram"));
     let block = RamBlock::create(RAM, &config).unwrap();
@@ -166,7 +166,10 @@ fn a_cold_boot_clears_the_stamp_and_a_reopening_keeps_it() {
         seen
     };
     assert_eq!(&stamp_of(&RamBlock::reopen(&config, &state).unwrap()), b"tied");
-    assert_eq!(stamp_of(&RamBlock::create(RAM, &config).unwrap()), [0; 4]);
+    let booted = RamBlock::create(RAM, &config).unwrap();
+    assert_eq!(&stamp_of(&booted), b"tied");
+    booted.clear_stamp().unwrap();
+    assert_eq!(stamp_of(&booted), [0; 4]);
 }
 
 #[test]
@@ -211,7 +214,10 @@ fn a_file_of_another_size_or_kind_is_refused_and_left_as_it_was() {
     assert!(message.contains("5000 bytes long; expected 1052672"), "{message}");
     assert_eq!(fs::read(&path).unwrap(), [7; 5000]);
     assert!(RamBlock::create(RAM, &file_config(Path::new("/dev/null"))).is_err());
-    assert!(RamBlock::create(RAM, &config(2 * MIB, Backing::Dax { path: "/dev/null".into() })).is_err());
+    assert!(
+        RamBlock::create(RAM, &config(2 * MIB, Backing::Dax { path: "/dev/null".into(), pmem: false }))
+            .is_err()
+    );
 }
 
 #[test]
@@ -246,6 +252,17 @@ fn only_ram_without_a_path_blocks_a_reboot() {
     let dir = shm();
     let file = RamBlock::create(RAM, &file_config(&dir.path().join("ram"))).unwrap();
     assert_eq!(file.survives(Mode::CprReboot, RamFate::Stays), None);
+    let device = RamBlock {
+        name: RAM.into(),
+        file: File::options().read(true).write(true).open("/dev/null").unwrap().into(),
+        kind: RamKind::Dax,
+        size: 2 * MIB,
+        page_size: 2 * MIB,
+        seals: 0,
+        path: Some("/dev/null".into()),
+        stamp: Some(2 * MIB),
+    };
+    assert_eq!(device.outlives_kexec(), None);
     let blocker = file.outlives_kexec().unwrap().to_string();
     assert!(
         ["--copy-ram", "backing=dax", "backing=file"].iter().all(|way| blocker.contains(way)),

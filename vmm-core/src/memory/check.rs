@@ -39,10 +39,10 @@ pub(super) fn adopt(name: &str, fd: OwnedFd, state: &RamBlockState) -> Result<Ra
     })
 }
 
-/// Whether a file, or a directory's files, are on a file system that ends with the kernel.
+/// Whether a file, or a directory's files, are on a file system that ends with the kernel, or may be.
 pub fn is_in_memory(file: &File) -> bool {
     const RAMFS_MAGIC: i64 = 0x8584_58f6;
-    fstatfs(file).is_ok_and(|fs| {
+    fstatfs(file).map_or(true, |fs| {
         let kind = fs.filesystem_type();
         [TMPFS_MAGIC, HUGETLBFS_MAGIC].contains(&kind) || kind.0 == RAMFS_MAGIC
     })

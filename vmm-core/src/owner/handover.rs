@@ -14,6 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::control::generic;
 use super::{Guest, Handover, Shared, Task, lock, release, told};
+use crate::config::Uuid;
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::error::{HandoverError, InPhase};
@@ -75,6 +76,7 @@ impl Shared {
                 if let Err(error) = reboot::file::StateFile::create(file) {
                     blockers.push(Blocker::new("state file", error.to_string()));
                 }
+                blockers.extend(of_another(file, guest.config().uuid));
             }
             Some(Destination::Exec) | None => {}
         }
@@ -304,6 +306,16 @@ impl Shared {
         }
         source::hand_over(guest, ready, terms, None, observer, watch)
     }
+}
+
+/// A state file of another guest's, which may wait in it.
+fn of_another(file: &Path, uuid: Uuid) -> Option<Blocker> {
+    let found = reboot::load::guest_of(file).filter(|found| *found != uuid)?;
+    let why = format!(
+        "{} is of guest {found}, which may wait in it: name another file, or remove it",
+        file.display()
+    );
+    Some(Blocker::new("state file", why))
 }
 
 /// What ends with the host's kernel, and must not where it goes into another one meanwhile.

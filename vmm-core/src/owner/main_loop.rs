@@ -87,7 +87,7 @@ impl Owner {
     pub fn boot(mut self, config: MachineConfig) -> Result<Ended, OwnerError> {
         // The monitor first: it refuses a name that is taken, before anything is built.
         self.listen(&config.name)?;
-        let loaded = Machine::boot(config, self.shared.machine_events())?;
+        let loaded = Machine::boot(config, self.options.waiting, self.shared.machine_events())?;
         let loaded = if self.options.paused { loaded.paused() } else { loaded };
         let machine = loaded.enter(Claim::cold_boot(), &mut Stopwatch::start());
         let (name, state) = (machine.config().name.clone(), machine.run_state());

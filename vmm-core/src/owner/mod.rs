@@ -35,7 +35,7 @@ use crate::cpr::report::Phase;
 use crate::cpr::report::{Report, Stopwatch};
 use crate::cpr::transfer::source::{ReadyTarget, Terms};
 use crate::machine::events::MachineEvent;
-use crate::machine::{Entrance, Machine, MachineError};
+use crate::machine::{Entrance, Machine, MachineError, Waiting};
 use crate::monitor::events::EventSender;
 use crate::monitor::paths;
 use crate::monitor::server::MonitorServer;
@@ -67,6 +67,8 @@ pub struct Options {
     pub monitor: Option<PathBuf>,
     /// Whether the guest waits for `cont`, even if it ran.
     pub paused: bool,
+    /// What becomes of a saved guest that waits in the RAM that another is booted in.
+    pub waiting: Waiting,
     /// What differs here from what the saved state says (`KEY=VALUE`).
     pub set: Vec<String>,
 }

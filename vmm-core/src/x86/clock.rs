@@ -197,6 +197,23 @@ impl ClockState {
     }
 }
 
+impl ClockState {
+    /// Whether the host was reset since, and did not only go into another kernel: then memory that is not persistent holds what it
+    /// holds. A reset begins the TSC anew; that it counts more again by now shows by the wall clock, which a kexec reads
+    /// anew and others may set.
+    pub fn host_was_reset(&self) -> Result<bool, ClockError> {
+        Ok(self.boot_id != boot_id()? && self.was_reset_by(HostTime::now()?))
+    }
+
+    fn was_reset_by(&self, now: HostTime) -> bool {
+        const SET_BY_NS: u64 = 60_000_000_000;
+        let wall = now.realtime_ns.saturating_sub(self.realtime_ns);
+        let by_tsc = cycles_to_ns(now.tsc.saturating_sub(self.host_tsc), self.host_tsc_khz);
+        // A TSC's rate is known to some hundred ppm.
+        now.tsc < self.host_tsc || by_tsc.abs_diff(wall) > SET_BY_NS + wall / 2000
+    }
+}
+
 /// What tells how much time has passed since the save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Basis {
@@ -385,6 +402,27 @@ mod tests {
         let resumption = decide(now, false);
         assert_eq!((resumption.basis, resumption.tsc_shift), (Basis::HostTsc, 0));
         assert_eq!(resumption.due(now), saved().clock_ns + 8 * S);
+    }
+
+    #[test]
+    fn a_reset_is_told_from_a_kexec_by_the_tsc_and_the_wall_clock() {
+        let reset = |now: HostTime| saved().was_reset_by(now);
+        assert!(!reset(HostTime { boottime_ns: 2 * S, ..later(30 * S) }), "a kexec");
+        assert!(
+            !reset(HostTime { realtime_ns: saved().realtime_ns + 75 * S, ..later(30 * S) }),
+            "a clock set by 45 s"
+        );
+        assert!(
+            reset(HostTime { tsc: ns_to_cycles(20 * S, KHZ), ..later(60 * S) }),
+            "its TSC is below the saved one"
+        );
+        // It had been up for 90,000 s, and is for longer now.
+        let tsc = ns_to_cycles(100_000 * S, KHZ);
+        assert!(reset(HostTime { tsc, ..later(101_000 * S) }), "it has been up for longer than before");
+        assert!(
+            reset(HostTime { tsc: ns_to_cycles(5 * 86_400 * S, KHZ), ..later(5 * 86_400 * S) }),
+            "days later"
+        );
     }
 
     #[test]

@@ -30,8 +30,8 @@ pub struct Scenario {
     pub host: Option<Host>,
     /// The Linux guest.
     pub guest: Guest,
-    /// Another one on the same host, which goes through the same steps at the same time. It has the first one's kernel and
-    /// nothing but assigned disks, as the first one then.
+    /// Another one on the same host, which goes through the same steps at the same time. It has the first one's kernel, and
+    /// no devices but assigned disks, as the first one then, or none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub second: Option<Guest>,
     /// What is done with the guest, in this order.
@@ -142,18 +142,19 @@ impl Scenario {
             path.display()
         );
         if let Some(second) = &scenario.second {
-            let plain = |guest: &Guest| {
-                let virtio = guest.root.is_some() || !guest.disks.is_empty();
-                let other =
-                    guest.net.is_some() || guest.vsock || guest.edu.is_some() || !guest.devices.is_empty();
-                !virtio && !other && !guest.assigned.is_empty()
+            let virtio = |guest: &Guest| guest.root.is_some() || !guest.disks.is_empty();
+            let other = |guest: &Guest| {
+                guest.net.is_some() || guest.vsock || guest.edu.is_some() || !guest.devices.is_empty()
             };
+            let first = &scenario.guest;
             ensure!(
                 scenario.host.is_some()
-                    && plain(&scenario.guest)
-                    && plain(second)
-                    && scenario.guest.kernel == second.kernel,
-                "{}: two guests are on a host, and have one kernel and assigned disks, and no other devices",
+                    && !other(first)
+                    && !other(second)
+                    && !virtio(second)
+                    && (second.assigned.is_empty() || !virtio(first) && !first.assigned.is_empty())
+                    && first.kernel == second.kernel,
+                "{}: two guests are on a host, and have one kernel; the second has assigned disks, as the first then, or no devices",
                 path.display()
             );
         }
@@ -166,9 +167,13 @@ impl Scenario {
         );
         let kexecs = scenario.steps.iter().filter(|step| **step == Step::Kexec).count();
         let next = scenario.host.as_ref().map_or(0, |host| host.next.len());
+        let may_kexec = scenario.guest.net.is_none()
+            && !scenario.guest.vsock
+            && scenario.assigned().is_empty()
+            && scenario.second.as_ref().is_none_or(|second| second.backing == scenario.guest.backing);
         ensure!(
-            kexecs == next && (next == 0 || scenario.second.is_none() && scenario.guest.net.is_none()),
-            "{}: a host has a next kernel for each kexec, and then one guest without a network",
+            kexecs == next && (next == 0 || may_kexec),
+            "{}: a host has a next kernel for each kexec, and then its guests have one backing, and no network, AF_VSOCK or device of its",
             path.display()
         );
         Ok(scenario)
@@ -191,10 +196,11 @@ impl Scenario {
         Some(Self { guest, second: None, ..self.clone() })
     }
 
-    /// MiB of the guest's RAM.
-    pub fn ram_mib(&self) -> Option<u64> {
-        let ByteSize(bytes) = self.guest.memory.parse().ok()?;
-        Some(bytes >> 20)
+    /// MiB of the RAM of each guest that has it in a DAX device.
+    pub fn in_dax(&self) -> Vec<u64> {
+        let guests = std::iter::once(&self.guest).chain(&self.second);
+        let in_dax = guests.filter(|guest| guest.backing == Backing::Dax);
+        in_dax.filter_map(|guest| guest.memory.parse().ok()).map(|ByteSize(bytes)| bytes >> 20).collect()
     }
 
     /// The bound as a duration.

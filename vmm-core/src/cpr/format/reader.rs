@@ -49,26 +49,35 @@ impl StateReader {
     /// Takes a section that may be there. A section can be taken once.
     pub fn take_optional<S: Section>(&mut self, instance: u32) -> Result<Option<S>, FormatError> {
         let id = SectionId::new(S::KIND, instance);
-        let mut free = self.table.iter().zip(&mut self.taken).filter(|(_, taken)| !**taken);
-        let Some((entry, taken)) = free.find(|(entry, _)| entry.id == id) else {
-            return Ok(None);
-        };
+        let free = self.table.iter().zip(&self.taken).position(|(entry, taken)| entry.id == id && !taken);
+        let Some(index) = free else { return Ok(None) };
+        let section = self.decode(&self.table[index])?;
+        self.taken[index] = true;
+        Ok(Some(section))
+    }
+
+    /// Looks at a section that must be there, and leaves it to be taken.
+    pub fn peek<S: Section>(&self, instance: u32) -> Result<S, FormatError> {
+        let id = SectionId::new(S::KIND, instance);
+        let entry = self.table.iter().find(|entry| entry.id == id);
+        self.decode(entry.ok_or(FormatError::Missing(id))?)
+    }
+
+    fn decode<S: Section>(&self, entry: &Entry) -> Result<S, FormatError> {
         if entry.version < S::OLDEST || entry.version > S::VERSION {
             return Err(FormatError::SectionVersion {
-                section: id,
+                section: entry.id,
                 found: entry.version,
                 oldest: S::OLDEST,
                 newest: S::VERSION,
             });
         }
         let payload = &self.bytes[entry.range.clone()];
-        let section = S::decode(entry.version, payload).map_err(|cause| FormatError::InSection {
-            section: id,
+        S::decode(entry.version, payload).map_err(|cause| FormatError::InSection {
+            section: entry.id,
             version: entry.version,
             cause: Box::new(cause),
-        })?;
-        *taken = true;
-        Ok(Some(section))
+        })
     }
 
     /// Ends the taking: a section that nothing took is an error.

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
 
 /// Bytes of the page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -133,6 +133,21 @@ impl SharedPage {
     /// Writes what the page's user keeps in it, with a length as in [`Self::fields`].
     pub fn set_fields(&self, bytes: &[u8]) {
         self.write(FIELDS_AT / 4, bytes);
+    }
+
+    /// Has what was written to the page outlive a loss of power, where what it is in does.
+    pub fn persist(&self) -> io::Result<()> {
+        const LINE: usize = 64 / 4;
+        for line in self.words().chunks(LINE) {
+            // SAFETY: the line is mapped; every x86-64 processor has the instruction.
+            unsafe { core::arch::x86_64::_mm_clflush(line.as_ptr().cast()) };
+        }
+        // SAFETY: the mapping is ours, and as long as that.
+        match unsafe { msync(self.mapping, self.length, MsFlags::MS_SYNC) } {
+            // A device has nothing behind it that would have to be written.
+            Err(nix::Error::EINVAL) => Ok(()),
+            done => Ok(done?),
+        }
     }
 
     fn read<const N: usize>(&self, at: usize) -> [u8; N] {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::copy::{Copied, CopyError};
 use super::file::{self, FileError, Saved};
 use super::stamp::{RamStamp, Stamp, StampError};
-use crate::config::MachineConfig;
+use crate::config::{Backing, MachineConfig, Uuid};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::format::{FormatError, StateReader};
@@ -15,6 +15,7 @@ use crate::cpr::ownership::{OwnershipError, PAGE_SIZE};
 use crate::cpr::report::Stopwatch;
 use crate::machine::{Ending, Incoming, LoadError, Machine, Overrides, Source};
 use crate::memory::{RamBlock, RamFate};
+use crate::x86::clock::ClockState;
 
 /// Why a saved guest was not loaded. It is where it was: in its file and its RAM.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,18 @@ pub enum RebootError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Memory that may have lost what was in it.
+    #[error(
+        "{path}: the host seems to have been reset since the guest was saved, and not only to have gone into another kernel: its TSC and \
+         its wall clock do not agree on the time since; what was in {device} may be lost. If that is persistent memory, or if only the \
+         clock was set: --set memory.pmem=on"
+    )]
+    Reset {
+        /// The file.
+        path: String,
+        /// The DAX device.
+        device: String,
+    },
     /// The configuration has RAM that leaves no stamp.
     #[error("{path}: its RAM cannot have outlived the process that saved it")]
     NoRam {
@@ -132,6 +145,15 @@ fn find(path: &Path, overrides: &Overrides) -> Result<Found, RebootError> {
         return Ok(Found { reader, incoming, stamp, copied: Some(copied) });
     }
     let incoming = build(&mut reader, RamFate::Stays)?;
+    if let Backing::Dax { path: device, pmem: false } = &incoming.config().memory.backing {
+        let clock: ClockState = reader.peek(0).map_err(format)?;
+        let reset = clock
+            .host_was_reset()
+            .map_err(|error| RebootError::Load { path: name(), source: Box::new(error.into()) })?;
+        if reset {
+            return Err(RebootError::Reset { path: name(), device: device.display().to_string() });
+        }
+    }
     let location = incoming.ram_block().and_then(RamBlock::stamp_location);
     let location = location.ok_or_else(|| RebootError::NoRam { path: name() })?;
     let stamp = stamp_of(&location.file, location.offset, location.granularity)?;
@@ -145,6 +167,12 @@ impl Found {
         let ram = self.incoming.ram_block().map_or(0, RamBlock::size);
         copied.verify(ram).map_err(|source| RebootError::Copy { path: path.display().to_string(), source })
     }
+}
+
+/// Which guest a file is the state of, if it is a state file.
+pub fn guest_of(path: &Path) -> Option<Uuid> {
+    let stamp: RamStamp = StateReader::parse(&file::read(path).ok()?.state).ok()?.peek(0).ok()?;
+    Some(Uuid(stamp.uuid))
 }
 
 /// Loads a guest from its file and enters it.
@@ -165,9 +193,11 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Machine, RebootError> 
     // The point of no return: this file can be loaded by nobody after this.
     let claim =
         stamp.ownership().claim().map_err(|source| RebootError::Ownership { path: name(), source })?;
-    if let Some(copied) = &copied
-        && let Err(error) = copied.file().sync_data()
-    {
+    let persisted = match &copied {
+        Some(copied) => copied.file().sync_data(),
+        None => stamp.persist(),
+    };
+    if let Err(error) = persisted {
         // Who finds the file later could find it as if nobody had loaded it.
         tracing::error!("{}: that it was loaded may not be on disk: {error}; remove the file", name());
     }

@@ -113,7 +113,8 @@ pub enum StampError {
     NotOffered,
     /// A saved guest waits in it.
     #[error(
-        "a guest that was saved waits in this RAM for its state file to be loaded: load that, or remove this RAM"
+        "a guest that was saved waits in this RAM for its state file to be loaded: load that; \
+         only to give that guest up, boot with --discard-saved or remove this RAM"
     )]
     Waiting,
     /// The state was loaded before.
@@ -212,9 +213,24 @@ impl Stamp {
         }
     }
 
+    /// Has the word outlive a loss of power, where the RAM does: a guest that was claimed must not be found waiting.
+    pub fn persist(&self) -> io::Result<()> {
+        self.ownership.page().persist()
+    }
+
     /// The ownership word: the source offers and takes back by it, the loader claims.
     pub fn ownership(&self) -> &Ownership {
         &self.ownership
+    }
+}
+
+/// Refuses to boot a guest in RAM in which a saved one waits, or may wait for a build that knows its stamp. One whose word is no
+/// state of it is nobody's.
+pub fn refuse_lost(location: &StampLocation) -> Result<(), StampError> {
+    match refuse_waiting(location) {
+        Err(StampError::Ownership(OwnershipError::Corrupt(_))) => Ok(()),
+        Err(StampError::Version { .. }) => Err(StampError::Waiting),
+        found => found,
     }
 }
 
@@ -286,6 +302,28 @@ mod tests {
         assert!(matches!(second.check(&state), Err(StampError::Loaded)));
         assert!(matches!(open(&file).check(&state), Err(StampError::Loaded)));
         assert!(matches!(source.ownership().take_back(), Err(OwnershipError::ClaimedByTarget)));
+    }
+
+    #[test]
+    fn a_boot_is_refused_where_a_guest_waits_or_may_and_nowhere_else() {
+        let location = |file: &File| StampLocation {
+            file: std::sync::Arc::new(file.try_clone().unwrap()),
+            offset: RAM,
+            granularity: PAGE_SIZE,
+        };
+        let (cold, _) = ram();
+        refuse_lost(&location(&cold)).unwrap();
+        let empty = tempfile::tempfile().unwrap();
+        empty.set_len(RAM + PAGE_SIZE).unwrap();
+        refuse_lost(&location(&empty)).unwrap();
+        let (file, _, _) = saved();
+        assert!(matches!(refuse_lost(&location(&file)), Err(StampError::Waiting)));
+        let _claim = open(&file).ownership().claim().unwrap();
+        refuse_lost(&location(&file)).unwrap();
+        // Another build's.
+        let (file, _, _) = saved();
+        file.write_all_at(&2u32.to_le_bytes(), RAM + 8).unwrap();
+        assert!(matches!(refuse_lost(&location(&file)), Err(StampError::Waiting)));
     }
 
     #[test]
