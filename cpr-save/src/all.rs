@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use serde_json::{Value, json};
+use serde_json::json;
 use vmm_core::monitor::client::ClientError;
 use vmm_core::monitor::{Address, Channels, RunState, paths};
 
@@ -56,15 +56,20 @@ pub fn save(all: &All, progress: &Progress) -> Result<(), Failure> {
     let Ready { guests, passed_over } = ready(all, progress)?;
     let at_a_time = all.jobs.map_or_else(processors, NonZero::get).min(guests.len());
     let (waiting, several) = (Mutex::new(guests.iter()), Mutex::new(Several::default()));
-    let reports = Mutex::new(Vec::new());
+    let (reports, ended) = (Mutex::new(Vec::new()), Mutex::new(passed_over));
     thread::scope(|scope| {
         for _ in 0..at_a_time {
             let signals = signals.clone();
-            let (waiting, several, reports) = (&waiting, &several, &reports);
+            let (waiting, several, reports, ended) = (&waiting, &several, &reports, &ended);
             scope.spawn(move || {
                 while lock(several).failed.is_empty() && !signals.came() {
                     let Some(one) = lock(waiting).next() else { return };
                     let progress = progress.of(&one.name);
+                    if let Ok(None) = guest_at(&one.vm) {
+                        progress.note("has ended", &json!({"event": "ended"}));
+                        lock(ended).push(one.name.clone());
+                        continue;
+                    }
                     match handover::hand_over(&one.vm, &one.plan, &signals, &progress) {
                         Ok(report) => {
                             lock(several).saved.push((one.name.clone(), one.from.clone()));
@@ -84,14 +89,14 @@ pub fn save(all: &All, progress: &Progress) -> Result<(), Failure> {
     let not_begun = waiting.into_inner().unwrap_or_else(PoisonError::into_inner);
     several.not_begun = not_begun.map(|one| one.name.clone()).collect();
     if several.failed.is_empty() && several.not_begun.is_empty() {
-        several.failed = late().map_err(Failure::Unknown)?;
+        several.failed = late();
     }
     if !several.failed.is_empty() || !several.not_begun.is_empty() {
         return Err(Failure::Several(several));
     }
-    let reports: Value = lock(&reports).drain(..).collect();
+    let (reports, passed_over) = (std::mem::take(&mut *lock(&reports)), std::mem::take(&mut *lock(&ended)));
     let text =
-        format!("{} guests saved in {}{}", guests.len(), all.directory.display(), besides(&passed_over));
+        format!("{} guests saved in {}{}", reports.len(), all.directory.display(), besides(&passed_over));
     progress.done(&text, &json!({"guests": reports, "passed-over": passed_over}));
     Ok(())
 }
@@ -147,28 +152,38 @@ fn ready(all: &All, progress: &Progress) -> Result<Ready, Failure> {
 /// How a guest goes, if there is one, when nothing stands in its way.
 fn way_of(vm: &Path, plan: Plan) -> Result<Option<Plan>, Failure> {
     let Some((mut guest, _)) = guest_at(vm).map_err(Failure::refused)? else { return Ok(None) };
+    let knows = guest.has_cpr_commands;
     let mut check = |plan: &Plan| match check::refuse(&mut guest, plan) {
         // Nothing has been touched yet.
         Err(Failure::Unknown(error)) => Err(Failure::refused(error)),
         checked => checked,
     };
-    let in_place = Plan { copy_ram: false, ..plan.clone() };
-    if plan.copy_ram && check(&in_place).is_ok() {
+    // What would outlive a kexec need not be copied, whatever comes. Others than us do not say.
+    let in_place = Plan { copy_ram: false, kexec: true, ..plan.clone() };
+    if plan.copy_ram && knows && check(&in_place).is_ok() {
         return Ok(Some(in_place));
     }
     check(&plan).map(|()| Some(plan))
 }
 
-/// Guests that are here though all were saved.
-fn late() -> anyhow::Result<Vec<(String, Failure)>> {
-    let mut late = Vec::new();
-    for (name, vm) in guests()? {
-        if let Some((_, state)) = guest_at(&vm).with_context(|| format!("asking '{name}' once more"))? {
+/// Guests that are here, or may be, though all were saved.
+fn late() -> Vec<(String, Failure)> {
+    let listed = match guests() {
+        Ok(listed) => listed,
+        Err(error) => return vec![(paths::runtime_dir().display().to_string(), Failure::Unknown(error))],
+    };
+    let ask = |(name, vm): (String, PathBuf)| match guest_at(&vm) {
+        Ok(None) | Err(ClientError::Closed) => None,
+        Ok(Some((_, state))) => {
             let error = anyhow!("it came when the others were asked already, and was not saved");
-            late.push((name, Failure::InSource { state, error }));
+            Some((name, Failure::InSource { state, error }))
         }
-    }
-    Ok(late)
+        Err(error) => {
+            let error = anyhow::Error::from(error).context("asking it once more");
+            Some((name, Failure::Unknown(error)))
+        }
+    };
+    listed.into_iter().filter_map(ask).collect()
 }
 
 fn guests() -> anyhow::Result<Vec<(String, PathBuf)>> {

@@ -89,7 +89,7 @@ Examples:
 
 Exit codes say where the guest is:
   0  done
-  1  failed; the guest runs on in the source
+  1  failed; the guest runs on in the source (--all: or was saved, as is said of each)
   2  usage
   3  refused before anything was touched; every blocker is listed
   4  the guest runs nowhere, or it is not known where";
@@ -146,7 +146,7 @@ enum Verb {
         /// How many guests are saved at a time [default: as many as there are processors]
         #[arg(long, value_name = "COUNT", conflicts_with = "vm")]
         jobs: Option<NonZero<usize>>,
-        /// Copy RAM into the file instead of leaving it in place
+        /// Copy RAM into the file instead of leaving it in place; with --all only where it would not outlive a kexec
         #[arg(long)]
         copy_ram: bool,
         /// The host will go into another kernel: refuse RAM, and a file, that would end with this one

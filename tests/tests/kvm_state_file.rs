@@ -16,7 +16,7 @@ cpr_tests::tests!(
     a_file_whose_ram_is_another_guests_is_refused,
     a_file_whose_ram_was_never_a_guests_is_refused,
     a_boot_in_ram_in_which_a_saved_guest_waits_is_refused_until_that_is_given_up,
-    the_file_of_another_guest_is_not_written_over,
+    a_file_in_which_a_guest_waits_is_not_written_over,
     a_file_is_not_loaded_a_second_time_over_ram_that_went_on,
     an_image_that_was_changed_is_refused_until_that_is_insisted_on,
     a_damaged_or_truncated_file_is_refused_and_changes_nothing,
@@ -139,22 +139,39 @@ fn refused_as_in_use_or_of_a_cold_boot(host: &Host, file: &Path, vm: &mut Vm<'_>
     refused(host, file, &[], "it is of a cold boot")
 }
 
-fn the_file_of_another_guest_is_not_written_over() -> anyhow::Result<()> {
-    let host = Host::new()?;
-    let saved = Saved::new(&host)?;
-    let mut other = Vm::boot(&host, Spec::new(Guest::patterns(Mode::Long), 1))?;
-    let to = format!("file:{}", saved.file.display());
-    other.save("check", &["--mode", "reboot", "--to", &to])?.must_say(3, "which may wait in it")?;
-    other.save("reboot", &["--to", &to])?.must_say(3, "which may wait in it")?;
-    other.goes_on()?;
-    let file = saved.file.clone();
-    let mut first = saved.goes_on(&host)?;
-    // Its own may be.
-    first.save("reboot", &["--to", &to])?.must_be(0)?;
-    first.process.wait(std::time::Duration::from_mins(1)).context("the source")?;
-    std::fs::remove_file(file)?;
-    other.save("reboot", &["--to", &to])?.must_be(0)?;
-    other.process.wait(std::time::Duration::from_mins(1)).context("the other source").map(drop)
+fn a_file_in_which_a_guest_waits_is_not_written_over() -> anyhow::Result<()> {
+    for more in [&[][..], &["--copy-ram"]] {
+        let host = Host::new()?;
+        let (mut first, mut other) = (
+            Vm::boot(&host, Spec::new(Guest::patterns(Mode::Long), 1))?,
+            Vm::boot(&host, Spec::new(Guest::patterns(Mode::Long), 1))?,
+        );
+        let file = host.fresh("state");
+        let to = format!("file:{}", file.display());
+        let save = |vm: &mut Vm<'_>| vm.save("reboot", &[&["--to", &to][..], more].concat());
+        let ended =
+            |vm: &mut Vm<'_>| vm.process.wait(std::time::Duration::from_mins(1)).context("the source");
+        save(&mut first)?.must_be(0)?;
+        ended(&mut first)?;
+        other
+            .save("check", &["--mode", "reboot", "--to", &to])?
+            .must_say(3, "a guest that was saved waits in")?;
+        save(&mut other)?.must_say(3, "a guest that was saved waits in")?;
+        other.goes_on()?;
+        if more.is_empty() {
+            first.process = host.load(["resume", "--from", &to])?;
+        } else {
+            first.load_with_ram(&file)?;
+        }
+        first.becomes("running")?;
+        first.goes_on()?;
+        // It was loaded: the file is worth nothing.
+        save(&mut other)?.must_be(0)?;
+        ended(&mut other)?;
+        save(&mut first)?.must_say(3, "a guest that was saved waits in")?;
+        first.goes_on()?;
+    }
+    Ok(())
 }
 
 fn a_file_is_not_loaded_a_second_time_over_ram_that_went_on() -> anyhow::Result<()> {

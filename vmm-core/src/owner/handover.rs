@@ -14,7 +14,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::control::generic;
 use super::{Guest, Handover, Shared, Task, lock, release, told};
-use crate::config::Uuid;
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::error::{HandoverError, InPhase};
@@ -72,12 +71,10 @@ impl Shared {
                     blockers.extend(unreachable(path));
                 }
             }
-            Some(Destination::Reboot { file }) => {
-                if let Err(error) = reboot::file::StateFile::create(file) {
-                    blockers.push(Blocker::new("state file", error.to_string()));
-                }
-                blockers.extend(of_another(file, guest.config().uuid));
-            }
+            Some(Destination::Reboot { file }) => match reboot::file::StateFile::create(file) {
+                Ok(_) => blockers.extend(waiting_in(file)),
+                Err(error) => blockers.push(Blocker::new("state file", error.to_string())),
+            },
             Some(Destination::Exec) | None => {}
         }
         if mode == Mode::CprExec {
@@ -308,13 +305,16 @@ impl Shared {
     }
 }
 
-/// A state file of another guest's, which may wait in it.
-fn of_another(file: &Path, uuid: Uuid) -> Option<Blocker> {
-    let found = reboot::load::guest_of(file).filter(|found| *found != uuid)?;
-    let why = format!(
-        "{} is of guest {found}, which may wait in it: name another file, or remove it",
-        file.display()
-    );
+/// A state file in which a guest waits, or may.
+fn waiting_in(file: &Path) -> Option<Blocker> {
+    let why = match reboot::load::is_waiting(file) {
+        Ok(false) => return None,
+        Ok(true) => format!(
+            "a guest that was saved waits in {}: load that, name another file, or remove this one",
+            file.display()
+        ),
+        Err(error) => format!("{error}; a guest may wait in it: name another file, or remove this one"),
+    };
     Some(Blocker::new("state file", why))
 }
 

@@ -2,11 +2,14 @@
 
 /// What the lab's own machine does to itself or to a guest about once an hour, handover or not (docs/limits.md), as it is found in
 /// why a run stopped or in what a kernel says.
-const OF_THE_MACHINE: [&str; 6] = [
+const OF_THE_MACHINE: [&str; 9] = [
     "the host ended without a report",
     "TSC stands still",
     "nothing came within 90s",
     "no prompt for a login came",
+    "for the other guest",
+    "for the guest to be loaded",
+    "did not come up within",
     "BUG: soft lockup",
     "detected stall",
 ];
@@ -18,6 +21,8 @@ pub struct Verdict {
     pub wrong: Vec<String>,
     /// What a machine may be the reason of that gave its guests no time, or failed: another run tells.
     pub doubtful: Vec<String>,
+    /// Whether there is that among it which the machine is known for. It leaves more behind: answers that never came, half lines.
+    pub of_the_machine: bool,
 }
 
 impl Verdict {
@@ -25,6 +30,7 @@ impl Verdict {
     pub(super) fn told(&mut self, what: String) {
         if OF_THE_MACHINE.iter().any(|words| what.contains(words)) {
             self.doubtful.push(what);
+            self.of_the_machine = true;
         } else {
             self.wrong.push(what);
         }
@@ -35,6 +41,7 @@ impl Verdict {
         let named = |what: Vec<String>| what.into_iter().map(move |what| format!("{whose}: {what}"));
         self.wrong.extend(named(other.wrong));
         self.doubtful.extend(named(other.doubtful));
+        self.of_the_machine |= other.of_the_machine;
     }
 
     /// All that it holds.
@@ -49,6 +56,6 @@ impl Verdict {
 
     /// Whether it did not pass, and another run may.
     pub fn is_doubtful(&self) -> bool {
-        self.wrong.is_empty() && !self.doubtful.is_empty()
+        !self.is_passed() && (self.wrong.is_empty() || self.of_the_machine)
     }
 }

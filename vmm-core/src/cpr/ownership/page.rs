@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
 
+use crate::memory::write_back;
+
 /// Bytes of the page.
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -137,11 +139,8 @@ impl SharedPage {
 
     /// Has what was written to the page outlive a loss of power, where what it is in does.
     pub fn persist(&self) -> io::Result<()> {
-        const LINE: usize = 64 / 4;
-        for line in self.words().chunks(LINE) {
-            // SAFETY: the line is mapped; every x86-64 processor has the instruction.
-            unsafe { core::arch::x86_64::_mm_clflush(line.as_ptr().cast()) };
-        }
+        // SAFETY: the page is mapped.
+        unsafe { write_back(self.page.as_ptr().cast(), PAGE_SIZE as usize) };
         // SAFETY: the mapping is ours, and as long as that.
         match unsafe { msync(self.mapping, self.length, MsFlags::MS_SYNC) } {
             // A device has nothing behind it that would have to be written.

@@ -258,8 +258,20 @@ pub struct Saved {
     pub ram: Option<(File, Range<u64>)>,
 }
 
-/// Reads a state file: a regular one of our own (or root's) that nobody else may touch.
+/// Reads a state file: a regular one of our own (or root's) that nobody else may touch. One with RAM is locked.
 pub fn read(path: &Path) -> Result<Saved, FileError> {
+    let saved = look_at(path)?;
+    // The word in its first page is to be claimed, by one at a time: not each file system shows a word to all hosts at once.
+    if let Some((file, _)) = &saved.ram
+        && !lock::acquire(file).map_err(|e| failed(path, "locking it", e))?
+    {
+        return Err(FileError::InUse { path: path.to_owned() });
+    }
+    Ok(saved)
+}
+
+/// The same, not to be loaded: whoever does that is not in the way, nor kept from it.
+pub fn look_at(path: &Path) -> Result<Saved, FileError> {
     // Non-blocking, so that opening a FIFO does not wait for its writer.
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = open(path, flags, Mode::empty()).map_err(|errno| failed(path, "opening it", errno))?;
@@ -282,12 +294,8 @@ pub fn read(path: &Path) -> Result<Saved, FileError> {
     let mut state = vec![0; length as usize];
     file.read_exact_at(&mut state, layout.state.start).map_err(|e| failed(path, "reading it", e))?;
     let ram = match layout.chunks {
-        // The word in its first page is to be claimed, by one at a time: not each file system shows a word to all hosts at once.
         Some(chunks) => {
             let file = writable(&file).map_err(|e| failed(path, "opening it for writing", e))?;
-            if !lock::acquire(&file).map_err(|e| failed(path, "locking it", e))? {
-                return Err(FileError::InUse { path: path.to_owned() });
-            }
             Some((file, chunks))
         }
         None => None,

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use super::copy::{Copied, CopyError};
 use super::file::{self, FileError, Saved};
 use super::stamp::{RamStamp, Stamp, StampError};
-use crate::config::{Backing, MachineConfig, Uuid};
+use crate::config::{Backing, MachineConfig};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
-use crate::cpr::format::{FormatError, StateReader};
+use crate::cpr::format::{FormatError, SectionKind, StateReader};
 use crate::cpr::ownership::{OwnershipError, PAGE_SIZE};
 use crate::cpr::report::Stopwatch;
+use crate::machine::state::MachineState;
 use crate::machine::{Ending, Incoming, LoadError, Machine, Overrides, Source};
-use crate::memory::{RamBlock, RamFate};
+use crate::memory::{RamBlock, RamBlockState, RamFate, RamKind};
 use crate::x86::clock::ClockState;
 
 /// Why a saved guest was not loaded. It is where it was: in its file and its RAM.
@@ -90,8 +91,8 @@ pub enum RebootError {
     /// Memory that may have lost what was in it.
     #[error(
         "{path}: the host seems to have been reset since the guest was saved, and not only to have gone into another kernel: its TSC and \
-         its wall clock do not agree on the time since; what was in {device} may be lost. If that is persistent memory, or if only the \
-         clock was set: --set memory.pmem=on"
+         its wall clock do not agree on the time since; what was in {device} may be lost. If that is persistent memory: --set memory.pmem=on; \
+         if only the clock was set, set it right"
     )]
     Reset {
         /// The file.
@@ -169,10 +170,39 @@ impl Found {
     }
 }
 
-/// Which guest a file is the state of, if it is a state file.
-pub fn guest_of(path: &Path) -> Option<Uuid> {
-    let stamp: RamStamp = StateReader::parse(&file::read(path).ok()?.state).ok()?.peek(0).ok()?;
-    Some(Uuid(stamp.uuid))
+/// Whether a saved guest waits in what has this name, which is then not to be written over: nobody could load it any more. One that was
+/// loaded, whose RAM is gone or has run on, or that is no state file, is nobody's.
+pub fn is_waiting(path: &Path) -> Result<bool, FileError> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    let Saved { state, ram } = file::look_at(path)?;
+    let reader = match StateReader::parse(&state) {
+        Ok(reader) => reader,
+        // Another build's.
+        Err(FormatError::FormatVersion { .. }) => return Ok(true),
+        Err(_) => return Ok(false),
+    };
+    let Ok(expected) = reader.peek::<RamStamp>(0) else { return Ok(false) };
+    let holds = |file: &File, offset, granularity| {
+        Stamp::open(file, offset, granularity).and_then(|stamp| stamp.check(&expected)).is_ok()
+    };
+    if let Some((file, _)) = ram {
+        return Ok(holds(&file, 0, PAGE_SIZE));
+    }
+    Ok(ram_of(&reader)
+        .and_then(|block| block.stamp_location())
+        .is_some_and(|at| holds(&at.file, at.offset, at.granularity)))
+}
+
+/// The RAM of a saved guest, if it is where its configuration says, and nobody runs on it.
+fn ram_of(reader: &StateReader) -> Option<RamBlock> {
+    let MachineState { config, .. } = reader.peek(0).ok()?;
+    let memory = MachineConfig::from_toml(&config).ok()?.memory;
+    let blocks = reader.instances(SectionKind::Ram).into_iter();
+    let mut states = blocks.filter_map(|index| reader.peek::<RamBlockState>(index).ok());
+    let state = states.find(|state| state.kind != RamKind::Rom)?;
+    RamBlock::reopen(&memory, &state).ok()
 }
 
 /// Loads a guest from its file and enters it.

@@ -86,6 +86,11 @@ pub fn save(
     if published.is_err() || (fate == RamFate::Stays && cancelled()) {
         // Taken back, the offer makes the file worthless, should it be there: nobody can load it any more.
         stopped.take_back(stamp.ownership()).in_phase(Phase::Handover)?;
+        if let Err(error) = stamp.persist() {
+            tracing::error!(
+                "that the guest was taken back may not be on disk: {error}; remove the state file"
+            );
+        }
         published.in_phase(Phase::Handover)?;
         return Err(HandoverError::cancelled(Phase::Handover));
     }
