@@ -45,7 +45,7 @@ fn names(list: &Value) -> Vec<&str> {
 
 /// Loads a saved guest in a new process, and waits for it to go on.
 fn load(host: &Host, vm: &mut Vm<'_>, directory: &Path) -> anyhow::Result<()> {
-    vm.process.wait(DEADLINE).context("the source")?;
+    vm.ended()?;
     let file = directory.join(format!("{}.state", vm.name));
     vm.process = host.load(["resume", "--from", &format!("file:{}", file.display())])?;
     vm.becomes("running")?;
@@ -99,7 +99,7 @@ fn one_guest_that_cannot_go_keeps_all_of_them() -> anyhow::Result<()> {
     }
     // It can where its RAM is copied.
     all(&host, &["reboot", "--copy-ram"], &directory)?.must_be(0)?;
-    vms.iter_mut().try_for_each(|vm| vm.process.wait(DEADLINE).map(drop))
+    vms.iter_mut().try_for_each(Vm::ended)
 }
 
 fn where_room_ends_the_saved_are_saved_and_the_others_run_on() -> anyhow::Result<()> {

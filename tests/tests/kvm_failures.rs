@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -414,7 +413,7 @@ fn what_would_not_outlive_a_kexec_is_refused_before_the_guest_stops() -> anyhow:
     }
     as_if_nothing_had_happened(&mut vm)?;
     vm.save("reboot", &["--kexec", "--copy-ram", "--to", &on_disk])?.must_be(0)?;
-    vm.process.wait(Duration::from_mins(1)).context("the source")?;
+    vm.ended()?;
     vm.load_with_ram(&kept)?;
     vm.becomes("running")?;
     vm.goes_on()
@@ -450,22 +449,15 @@ fn an_exec_of_a_command_that_exits_at_once_fails() -> anyhow::Result<()> {
 }
 
 /// A shell script that stands for another build of `cpr-load`.
-fn script(host: &Host, text: &str) -> anyhow::Result<String> {
-    let path = host.fresh("sh");
-    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).context("writing a script")?;
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).context("making it executable")?;
-    Ok(path.display().to_string())
-}
-
 fn an_exec_of_a_command_that_hangs_fails() -> anyhow::Result<()> {
     let scripts = Host::new()?;
-    let hangs = script(&scripts, "exec sleep 1000")?;
+    let hangs = scripts.script("exec sleep 1000")?;
     exec_fails(&[&hangs], &hangs)
 }
 
 fn an_exec_of_a_command_that_cannot_read_the_format_fails() -> anyhow::Result<()> {
     let scripts = Host::new()?;
-    let old = script(&scripts, "echo 'unknown format' >&2\nexit 1")?;
+    let old = scripts.script("echo 'unknown format' >&2\nexit 1")?;
     exec_fails(&[&old], &old)
 }
 
@@ -474,16 +466,9 @@ fn an_exec_whose_new_binary_cannot_load_after_all_comes_back_to_the_old_one() ->
     let mut vm = boot(&host)?;
     let load = binary("cpr-load")?;
     // It answers the probe like any other, and lacks a feature when it comes to it.
-    let turncoat = turncoat(&host, &format!("exec {} \"$@\" --set cpu.mask=sse3", load.display()))?;
+    let turncoat = host.turncoat(&format!("exec {} \"$@\" --set cpu.mask=sse3", load.display()))?;
     vm.save("exec", &["--", &turncoat])?.must_say(1, "sse3")?;
     as_if_nothing_had_happened(&mut vm)
-}
-
-/// A command that answers the probe like any other, and does something else once it is executed.
-fn turncoat(host: &Host, does: &str) -> anyhow::Result<String> {
-    let load = binary("cpr-load")?;
-    let load = load.display();
-    script(host, &format!("case \"$*\" in *exec:*) {does};; esac\nexec {load} \"$@\""))
 }
 
 /// For a process that gave its guest away.
@@ -501,12 +486,7 @@ impl Drop for Stray {
 /// Execs a command that does not take the guest after all, and expects it in the process that it went to on its way:
 /// it runs, its monitor answers, it can be handed over.
 fn exec_leaves_the_guest_in_the_stopover(command: &str, host: &Host, vm: &mut Vm<'_>) -> anyhow::Result<()> {
-    let outcome = vm.save("exec", &["--timeout", "2", "--", command])?;
-    let outcome = outcome.must_say(1, "the guest runs on in process ")?;
-    let said = format!("{} {}", outcome.facts, outcome.log);
-    let pid =
-        said.split("the guest runs on in process ").nth(1).and_then(|rest| rest.split([' ', ',']).next());
-    let pid: i32 = pid.and_then(|pid| pid.parse().ok()).context("no process is named")?;
+    let pid = vm.save("exec", &["--timeout", "2", "--", command])?.stopover()?;
     let stopover = Stray(Pid::from_raw(pid));
     ensure!(pid != vm.process.pid(), "the guest is said to be in the process that was to execute");
     vm.becomes("running")?;
@@ -526,13 +506,13 @@ fn exec_leaves_the_guest_in_the_stopover(command: &str, host: &Host, vm: &mut Vm
 fn an_exec_whose_new_binary_ends_after_all_leaves_the_guest_running() -> anyhow::Result<()> {
     let host = Host::new()?;
     let mut vm = boot(&host)?;
-    let turncoat = turncoat(&host, "exit 1")?;
+    let turncoat = host.turncoat("exit 1")?;
     exec_leaves_the_guest_in_the_stopover(&turncoat, &host, &mut vm)
 }
 
 fn an_exec_whose_new_binary_hangs_after_all_leaves_the_guest_running() -> anyhow::Result<()> {
     let host = Host::new()?;
     let mut vm = boot(&host)?;
-    let turncoat = turncoat(&host, "exec sleep 1000")?;
+    let turncoat = host.turncoat("exec sleep 1000")?;
     exec_leaves_the_guest_in_the_stopover(&turncoat, &host, &mut vm)
 }

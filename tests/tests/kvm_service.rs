@@ -1,13 +1,12 @@
 //! What a service manager is told.
 
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use cpr_tests::guests::{Guest, Mode};
-use cpr_tests::harness::host::{Host, binary};
+use cpr_tests::harness::host::Host;
 use cpr_tests::harness::process::Process;
 use cpr_tests::harness::runner::Tier;
 use cpr_tests::harness::vm::{Spec, Vm};
@@ -75,7 +74,7 @@ fn served<'h>(host: &'h Host, socket: &std::path::Path) -> anyhow::Result<Vm<'h>
     let mut vm = Vm::boot(host, Spec::new(Guest::patterns(Mode::Long), 1))?;
     let from = format!("file:{}", host.fresh("state").display());
     vm.save("reboot", &["--to", &from])?.must_be(0)?;
-    vm.process.wait(DEADLINE).context("the source")?;
+    vm.ended()?;
     let mut command: Command = host.command("cpr-load")?;
     command.env("NOTIFY_SOCKET", socket).env("WATCHDOG_USEC", "200000");
     vm.process = Process::start("served", command.args(["resume", "--from", &from]), host.path())?;
@@ -105,20 +104,8 @@ fn the_service_manager_hears_where_an_exec_that_went_wrong_left_the_guest() -> a
     let vm = served(&host, &socket)?;
     let source = vm.process.pid();
     manager.hears_of(&vm, source)?;
-    // It answers the probe like any other, and ends once it is executed.
-    let turncoat = host.fresh("sh");
-    let load = binary("cpr-load")?;
-    let script =
-        format!("#!/bin/sh\ncase \"$*\" in *exec:*) exit 1;; esac\nexec {} \"$@\"\n", load.display());
-    std::fs::write(&turncoat, script).context("writing a script")?;
-    std::fs::set_permissions(&turncoat, std::fs::Permissions::from_mode(0o700))?;
-    let outcome = vm.save("exec", &["--timeout", "2", "--", &turncoat.display().to_string()])?;
-    let said = outcome.must_say(1, "the guest runs on in process ")?.facts.to_string();
-    let pid = said
-        .split("the guest runs on in process ")
-        .nth(1)
-        .and_then(|rest| rest.split([' ', ',', '"']).next());
-    let pid: i32 = pid.and_then(|pid| pid.parse().ok()).with_context(|| format!("no process: {said}"))?;
+    let turncoat = host.turncoat("exit 1")?;
+    let pid = vm.save("exec", &["--timeout", "2", "--", &turncoat])?.stopover()?;
     let named = manager.hears_of_another_than(source)?;
     ensure!(named == pid, "the guest is in {pid}, and the service manager was told of {named} first");
     manager.hears_of(&vm, pid)?;

@@ -41,7 +41,7 @@ impl<'h> Saved<'h> {
         let mut vm = Vm::boot(host, Spec { devices, ..Spec::new(Guest::patterns(Mode::Long), 2) })?;
         let file = host.fresh("state");
         vm.save("reboot", &["--to", &format!("file:{}", file.display())])?.must_be(0)?;
-        vm.process.wait(std::time::Duration::from_mins(1)).context("the source")?;
+        vm.ended()?;
         Ok(Self { vm, file })
     }
 
@@ -123,7 +123,7 @@ fn a_boot_in_ram_in_which_a_saved_guest_waits_is_refused_until_that_is_given_up(
 
     let file = host.fresh("state");
     vm.save("reboot", &["--to", &format!("file:{}", file.display())])?.must_be(0)?;
-    vm.process.wait(std::time::Duration::from_mins(1)).context("the source")?;
+    vm.ended()?;
     let other = Process::start("other", &mut boot(&vm, &["--discard-saved"])?, host.path())?;
     vm.process = other;
     vm.name = "other".into();
@@ -135,7 +135,7 @@ fn a_boot_in_ram_in_which_a_saved_guest_waits_is_refused_until_that_is_given_up(
 fn refused_as_in_use_or_of_a_cold_boot(host: &Host, file: &Path, vm: &mut Vm<'_>) -> anyhow::Result<()> {
     refused(host, file, &[], "in use by another guest")?;
     vm.save("quit", &[])?.must_be(0)?;
-    vm.process.wait(std::time::Duration::from_mins(1)).context("the other guest")?;
+    vm.ended()?;
     refused(host, file, &[], "it is of a cold boot")
 }
 
@@ -149,10 +149,8 @@ fn a_file_in_which_a_guest_waits_is_not_written_over() -> anyhow::Result<()> {
         let file = host.fresh("state");
         let to = format!("file:{}", file.display());
         let save = |vm: &mut Vm<'_>| vm.save("reboot", &[&["--to", &to][..], more].concat());
-        let ended =
-            |vm: &mut Vm<'_>| vm.process.wait(std::time::Duration::from_mins(1)).context("the source");
         save(&mut first)?.must_be(0)?;
-        ended(&mut first)?;
+        first.ended()?;
         other
             .save("check", &["--mode", "reboot", "--to", &to])?
             .must_say(3, "a guest that was saved waits in")?;
@@ -167,7 +165,7 @@ fn a_file_in_which_a_guest_waits_is_not_written_over() -> anyhow::Result<()> {
         first.goes_on()?;
         // It was loaded: the file is worth nothing.
         save(&mut other)?.must_be(0)?;
-        ended(&mut other)?;
+        other.ended()?;
         save(&mut first)?.must_say(3, "a guest that was saved waits in")?;
         first.goes_on()?;
     }

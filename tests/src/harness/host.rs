@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -45,6 +46,21 @@ impl Host {
         let mut command = Command::new(binary(name)?);
         command.env("XDG_RUNTIME_DIR", self.path()).current_dir(self.path());
         Ok(command)
+    }
+
+    /// A shell script on this host; gives its path.
+    pub fn script(&self, text: &str) -> anyhow::Result<String> {
+        let path = self.fresh("sh");
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).context("writing a script")?;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).context("making it executable")?;
+        Ok(path.display().to_string())
+    }
+
+    /// A command that answers the probe like any other, and does something else once it is executed.
+    pub fn turncoat(&self, does: &str) -> anyhow::Result<String> {
+        let load = binary("cpr-load")?;
+        let load = load.display();
+        self.script(&format!("case \"$*\" in *exec:*) {does};; esac\nexec {load} \"$@\""))
     }
 
     /// Starts `cpr-load` with arguments.
@@ -132,6 +148,15 @@ impl Outcome {
     /// The downtime that it reports.
     pub fn downtime(&self) -> Option<Duration> {
         self.facts["report"]["downtime-us"].as_u64().map(Duration::from_micros)
+    }
+
+    /// The process that the guest is said to run on in after an exec that went wrong, which must be that.
+    pub fn stopover(self) -> anyhow::Result<i32> {
+        const WORDS: &str = "the guest runs on in process ";
+        let this = self.must_say(1, WORDS)?;
+        let said = format!("{} {}", this.facts, this.log);
+        let pid = said.split(WORDS).nth(1).and_then(|rest| rest.split([' ', ',', '"']).next());
+        pid.and_then(|pid| pid.parse().ok()).with_context(|| format!("no process is named: {said}"))
     }
 
     /// Fails unless it ended with this code.

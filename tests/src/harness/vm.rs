@@ -207,7 +207,7 @@ impl<'h> Vm<'h> {
     }
 
     /// Waits until the process that gave it away has ended by itself.
-    fn ended(&mut self) -> anyhow::Result<()> {
+    pub fn ended(&mut self) -> anyhow::Result<()> {
         let status = self.process.wait(DEADLINE).context("after the guest was handed over")?;
         ensure!(status.success(), "the source ended with {status}; it printed: {}", self.process.log());
         Ok(())

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, setrlimit};
 use serde_json::Value;
 use vmm_core::cpr::report::PhaseTime;
 
 use super::image::COMMANDS;
 use super::paths;
+use super::steps::exit;
 
 /// How long anything may take that the lab waits for.
 pub const WITHIN: Duration = Duration::from_secs(30);
@@ -28,6 +29,25 @@ pub fn load(name: &str, arguments: &[String], index: u32, confined: bool) -> Res
         unsafe { command.pre_exec(confine) };
     }
     command.spawn().context("starting cpr-load")
+}
+
+/// Runs `cpr-load`, which must refuse what it is asked and say so with these words.
+pub fn refused(name: &str, arguments: &[String], words: &str) -> Result<()> {
+    let mut process = load(name, arguments, 0, false)?;
+    let ended = exit(&mut process, WITHIN)?;
+    if ended.is_none() {
+        process.kill()?;
+        process.wait()?;
+    }
+    let said = std::fs::read_to_string(paths::log(name, 0))?;
+    let last = said.lines().last().unwrap_or_default();
+    println!("  refused: {last}");
+    ensure!(
+        ended.is_some_and(|status| status.code() == Some(1)) && said.contains(words),
+        "{} was not refused with a word of {words:?} ({ended:?}): {said}",
+        arguments.join(" ")
+    );
+    Ok(())
 }
 
 /// Takes the capability to lock memory from this process's programs, and most of the memory that others may lock.

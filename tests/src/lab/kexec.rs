@@ -20,6 +20,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use vmm_core::cpr::report::PhaseTime;
+use vmm_core::x86::clock::host_tsc;
 
 use super::console::Heard;
 use super::report::Report;
@@ -120,7 +121,7 @@ pub struct Mark {
 impl Mark {
     /// Now, by a TSC that counts so fast.
     pub fn now(khz: f64) -> Self {
-        Self { tsc: tsc(), khz }
+        Self { tsc: host_tsc(), khz }
     }
 
     /// A moment of this process's, by a TSC that counts so fast.
@@ -151,11 +152,6 @@ impl Mark {
     }
 }
 
-fn tsc() -> u64 {
-    // SAFETY: every x86-64 processor has the instruction.
-    unsafe { core::arch::x86_64::_rdtsc() }
-}
-
 /// How fast the TSC counts: it is compared with the monotonic clock for as long as this lives.
 pub struct Rate {
     tsc: u64,
@@ -165,12 +161,12 @@ pub struct Rate {
 impl Rate {
     /// Begins.
     pub fn begin() -> Self {
-        Self { tsc: tsc(), since: Instant::now() }
+        Self { tsc: host_tsc(), since: Instant::now() }
     }
 
     /// In kHz.
     pub fn khz(&self) -> f64 {
-        (tsc() - self.tsc) as f64 / (self.since.elapsed().as_secs_f64() * 1e3)
+        (host_tsc() - self.tsc) as f64 / (self.since.elapsed().as_secs_f64() * 1e3)
     }
 }
 

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use vmm_core::monitor::client::Client;
 
-use super::commands::{WITHIN, downtime, is_in_source, load, phases, save, status, unix, until};
+use super::commands::{WITHIN, downtime, is_in_source, load, phases, refused, save, status, unix, until};
 use super::image::{GUEST_INITRD, GUEST_KERNEL};
 use super::meeting::Meeting;
 use super::paths::{GUESTS, RUNTIME, kept_state_file, log, ram, serial, serial_log, state_file, tty};
@@ -58,9 +58,15 @@ impl Owner {
         let (arguments, given) = arguments(name, guest, first, &backing)?;
         let process = load(name, &arguments, 0, false)?;
         drop(given);
-        let device = Some(assigned::place(guest, first, 0).to_string());
-        let copied = guest.backing == Backing::Memfd;
-        Ok(Self { name, process, started: 1, confined: false, device, ram, copied, meeting })
+        let mut owner = Self::of(name, guest, process, meeting);
+        owner.device = Some(assigned::place(guest, first, 0).to_string());
+        Ok(owner)
+    }
+
+    /// The first process of a guest's under this kernel.
+    fn of(name: &'static str, guest: &Guest, process: Child, meeting: Option<Arc<Meeting>>) -> Self {
+        let (ram, copied) = (ram(name, guest.backing), guest.backing == Backing::Memfd);
+        Self { name, process, started: 1, confined: false, device: None, ram, copied, meeting }
     }
 
     /// Loads a guest that was saved under the host's kernel before this one, and can be once.
@@ -69,17 +75,7 @@ impl Owner {
         stale::refuse_all(name, &file, guest.backing == Backing::Memfd)?;
         let from = format!("file:{}", file.display());
         let process = load(name, &["resume".to_owned(), format!("--from={from}")], 0, false)?;
-        let copied = guest.backing == Backing::Memfd;
-        let owner = Self {
-            name,
-            process,
-            started: 1,
-            confined: false,
-            device: None,
-            ram: ram(name, guest.backing),
-            copied,
-            meeting,
-        };
+        let owner = Self::of(name, guest, process, meeting);
         owner.loaded().inspect_err(|_| owner.show_logs())?;
         stale::keep(&file)?;
         Ok(owner)
@@ -296,31 +292,18 @@ pub fn refuse_ram_on_disk(name: &str, guest: &Guest, first: usize) -> Result<()>
     mount(Some(&disk), at, Some("ext4"), MsFlags::empty(), None::<&str>)
         .with_context(|| format!("mounting {}", disk.display()))?;
     let ram = at.join("ram");
-    let booted = || -> Result<(Option<ExitStatus>, String)> {
+    let boot = || {
         // The disk is the host's meanwhile.
         let guest = Guest { disks: Vec::new(), ..guest.clone() };
         let (arguments, _given) = arguments(name, &guest, first, &format!("file,path={}", ram.display()))?;
-        let mut process = load(name, &arguments, 0, false)?;
-        let ended = exit(&mut process, WITHIN)?;
-        if ended.is_none() {
-            process.kill()?;
-            process.wait()?;
-        }
-        Ok((ended, fs::read_to_string(log(name, 0))?))
+        refused(name, &arguments, "cannot be pinned for a device")
     };
-    let booted = booted();
+    let booted = boot();
     if ram.exists() {
         fs::remove_file(&ram).context("removing the RAM's file")?;
     }
     umount2(at, MntFlags::empty()).with_context(|| format!("unmounting {}", disk.display()))?;
-    let (ended, said) = booted?;
-    println!("  refused: {}", said.lines().last().unwrap_or_default());
-    ensure!(
-        ended.is_some_and(|status| !status.success()) && said.contains("cannot be pinned for a device"),
-        "a guest with RAM on {} was not refused ({ended:?}): {said}",
-        disk.display()
-    );
-    Ok(())
+    booted
 }
 
 impl Machine for Owner {

@@ -4,11 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use super::commands::{WITHIN, load};
-use super::paths;
-use super::steps::exit;
+use super::commands::refused;
 
 /// What was loaded one kernel before, if that was not the first.
 fn old(file: &Path) -> PathBuf {
@@ -46,20 +44,5 @@ fn written(file: &Path, what: &str, bytes: &[u8]) -> Result<PathBuf> {
 }
 
 fn refuse(name: &str, file: &Path, word: &str) -> Result<()> {
-    let mut process =
-        load(name, &["resume".to_owned(), format!("--from=file:{}", file.display())], 0, false)?;
-    let ended = exit(&mut process, WITHIN)?;
-    if ended.is_none() {
-        process.kill()?;
-        process.wait()?;
-    }
-    let said = fs::read_to_string(paths::log(name, 0))?;
-    let said = said.lines().last().unwrap_or_default();
-    println!("  refused: {said}");
-    ensure!(
-        ended.is_some_and(|status| status.code() == Some(1)) && said.contains(word),
-        "{} was not refused with a word of {word:?} ({ended:?}): {said}",
-        file.display()
-    );
-    Ok(())
+    refused(name, &["resume".to_owned(), format!("--from=file:{}", file.display())], word)
 }
