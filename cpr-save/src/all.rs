@@ -8,18 +8,20 @@
 use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use serde_json::json;
+use serde_json::{Value, json};
 use vmm_core::monitor::client::ClientError;
 use vmm_core::monitor::{Address, Channels, RunState, paths};
 
 use crate::exit::{Failure, Several};
 use crate::flags::Plan;
 use crate::guest::Guest;
+use crate::handover::Report;
 use crate::progress::Progress;
 use crate::signals::Signals;
 use crate::{check, handover};
@@ -55,50 +57,80 @@ pub fn save(all: &All, progress: &Progress) -> Result<(), Failure> {
     let signals = Signals::block().map_err(Failure::refused)?;
     let Ready { guests, passed_over } = ready(all, progress)?;
     let at_a_time = all.jobs.map_or_else(processors, NonZero::get).min(guests.len());
-    let (waiting, several) = (Mutex::new(guests.iter()), Mutex::new(Several::default()));
-    let (reports, ended) = (Mutex::new(Vec::new()), Mutex::new(passed_over));
+    let course = Mutex::new(Course {
+        waiting: guests.iter(),
+        passed_over,
+        reports: Vec::new(),
+        several: Several::default(),
+    });
     thread::scope(|scope| {
         for _ in 0..at_a_time {
-            let signals = signals.clone();
-            let (waiting, several, reports, ended) = (&waiting, &several, &reports, &ended);
+            let (signals, course) = (signals.clone(), &course);
             scope.spawn(move || {
-                while lock(several).failed.is_empty() && !signals.came() {
-                    let Some(one) = lock(waiting).next() else { return };
+                // The lock is not held while a guest is saved.
+                let next = || lock(course).next(&signals);
+                while let Some(one) = next() {
                     let progress = progress.of(&one.name);
                     if let Ok(None) = guest_at(&one.vm) {
                         progress.note("has ended", &json!({"event": "ended"}));
-                        lock(ended).push(one.name.clone());
+                        lock(course).passed_over.push(one.name.clone());
                         continue;
                     }
                     match handover::hand_over(&one.vm, &one.plan, &signals, &progress) {
                         Ok(report) => {
-                            lock(several).saved.push((one.name.clone(), one.from.clone()));
-                            let mut facts = report.json(one.plan.mode);
-                            facts["from"] = json!(one.from);
+                            let facts = one.facts(&report);
+                            lock(course).saved(one, facts.clone());
                             progress.done(&report.brief(), &facts);
-                            facts["guest"] = json!(one.name);
-                            lock(reports).push(facts);
                         }
-                        Err(failure) => lock(several).failed.push((one.name.clone(), failure)),
+                        Err(failure) => lock(course).several.failed.push((one.name.clone(), failure)),
                     }
                 }
             });
         }
     });
-    let mut several = several.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let not_begun = waiting.into_inner().unwrap_or_else(PoisonError::into_inner);
-    several.not_begun = not_begun.map(|one| one.name.clone()).collect();
+    let Course { waiting, passed_over, reports, mut several } =
+        course.into_inner().unwrap_or_else(PoisonError::into_inner);
+    several.not_begun = waiting.map(|one| one.name.clone()).collect();
     if several.failed.is_empty() && several.not_begun.is_empty() {
         several.failed = late();
     }
     if !several.failed.is_empty() || !several.not_begun.is_empty() {
         return Err(Failure::Several(several));
     }
-    let (reports, passed_over) = (std::mem::take(&mut *lock(&reports)), std::mem::take(&mut *lock(&ended)));
     let text =
         format!("{} guests saved in {}{}", reports.len(), all.directory.display(), besides(&passed_over));
     progress.done(&text, &json!({"guests": reports, "passed-over": passed_over}));
     Ok(())
+}
+
+/// How far the saving has got.
+struct Course<'a> {
+    waiting: slice::Iter<'a, One>,
+    passed_over: Vec<String>,
+    reports: Vec<Value>,
+    several: Several,
+}
+
+impl<'a> Course<'a> {
+    /// The next guest that is to go, if any still is.
+    fn next(&mut self, signals: &Signals) -> Option<&'a One> {
+        if self.several.failed.is_empty() && !signals.came() { self.waiting.next() } else { None }
+    }
+
+    fn saved(&mut self, one: &One, facts: Value) {
+        self.several.saved.push((one.name.clone(), one.from.clone()));
+        self.reports.push(facts);
+    }
+}
+
+impl One {
+    /// The report of its save, for machines.
+    fn facts(&self, report: &Report) -> Value {
+        let mut facts = report.json(self.plan.mode);
+        facts["guest"] = json!(self.name);
+        facts["from"] = json!(self.from);
+        facts
+    }
 }
 
 /// `check --all`.

@@ -134,12 +134,8 @@ enum Verb {
         after_help = "Examples:\n  cpr-save reboot web --to file:/var/lib/cpr/web.state\n  cpr-save reboot --all --to dir:/var/lib/cpr"
     )]
     Reboot {
-        /// The guest's name, or the path of its monitor socket
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        vm: Option<String>,
-        /// Save all guests whose sockets are in the runtime directory, or none where one of them cannot go
-        #[arg(long)]
-        all: bool,
+        #[command(flatten)]
+        which: Which,
         /// The file, replaced as a whole when everything is in it; with --all the directory for files NAME.state
         #[arg(long, value_name = "file:PATH|dir:PATH", value_parser = place)]
         to: Place,
@@ -161,12 +157,8 @@ enum Verb {
     /// Say what stands in the way of a handover, without touching anything
     #[command(after_help = "Example:\n  cpr-save check web --mode reboot --to file:/var/lib/cpr/web.state")]
     Check {
-        /// The guest's name, or the path of its monitor socket
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        vm: Option<String>,
-        /// Ask for all guests whose sockets are in the runtime directory; only for reboot, and with a directory
-        #[arg(long)]
-        all: bool,
+        #[command(flatten)]
+        which: Which,
         /// transfer, exec or reboot
         #[arg(long)]
         mode: Mode,
@@ -207,6 +199,16 @@ struct Vm {
 }
 
 #[derive(Args)]
+struct Which {
+    /// The guest's name, or the path of its monitor socket
+    #[arg(required_unless_present = "all")]
+    vm: Option<String>,
+    /// All guests whose sockets are in the runtime directory, or none where one of them cannot go; by reboot, to a directory
+    #[arg(long, conflicts_with = "vm")]
+    all: bool,
+}
+
+#[derive(Args)]
 struct Bounds {
     /// The longest that the guest may stand still; past it the source takes the guest back
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
@@ -244,7 +246,7 @@ impl Verb {
                 let plan = Plan { exec_command: command, ..Plan::new(Mode::CprExec, channels, &bounds) };
                 (vm, Action::Handover(plan))
             }
-            Self::Reboot { vm, all: _, to, jobs, copy_ram, kexec, bounds, keep } => {
+            Self::Reboot { which: Which { vm, .. }, to, jobs, copy_ram, kexec, bounds, keep } => {
                 let plan = Plan {
                     copy_ram,
                     kexec,
@@ -263,7 +265,7 @@ impl Verb {
                     (None, _) => return Err(usage("--to: expected dir:PATH with --all")),
                 }
             }
-            Self::Check { vm, all: _, mode, to, copy_ram, kexec, command } => {
+            Self::Check { which: Which { vm, .. }, mode, to, copy_ram, kexec, command } => {
                 let bounds = Bounds { downtime_limit: None, timeout: 30 };
                 let plan = Plan::new(mode, Channels::default(), &bounds);
                 let plan = Plan { exec_command: command, copy_ram, kexec, ..plan };

@@ -32,5 +32,5 @@ pub use self::map::GuestRam;
 pub(crate) use self::populate::next_data;
 pub use self::slots::{MemorySlot, set_slots};
 pub use self::stamp::StampLocation;
-pub(crate) use self::stamp::write_back;
+pub(crate) use self::stamp::persist;
 pub use self::state::{RamBlockState, RamFate, RamKind};

@@ -1,21 +1,31 @@
 //! The stamp: room beside the RAM, out of the guest's sight, that ties RAM to the state saved with it.
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::sys::mman::{MsFlags, msync};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-/// Has what is in a processor's caches of so many bytes written to memory, which may be persistent.
+/// Has what was written to so many bytes of a mapping, from a page's start, outlive a loss of power, where what it is of does: out of the processor's caches, and to the disk.
 ///
 /// # Safety
 ///
 /// They are mapped.
-pub unsafe fn write_back(start: *const u8, length: usize) {
+pub unsafe fn persist(start: NonNull<c_void>, length: usize) -> io::Result<()> {
     const LINE: usize = 64;
     for at in (0..length).step_by(LINE) {
         // SAFETY: the line is mapped; every x86-64 processor has the instruction.
-        unsafe { core::arch::x86_64::_mm_clflush(start.add(at)) };
+        unsafe { core::arch::x86_64::_mm_clflush(start.as_ptr().cast::<u8>().add(at)) };
+    }
+    // SAFETY: the caller's promise.
+    match unsafe { msync(start, length, MsFlags::MS_SYNC) } {
+        // A character device has nothing behind it: its stores are the storage.
+        Err(Errno::EINVAL) => Ok(()),
+        done => Ok(done?),
     }
 }
 
@@ -42,13 +52,9 @@ impl StampLocation {
     pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
         let region = self.map(bytes.len())?;
         region.get_slice(0, bytes.len()).map_err(io::Error::other)?.copy_from(bytes);
+        let start = NonNull::new(region.as_ptr().cast()).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: the mapping is as long as that.
-        unsafe { write_back(region.as_ptr(), bytes.len()) };
-        match self.file.sync_data() {
-            // A character device cannot be synced: its stores are the storage.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-            other => other,
-        }
+        unsafe { persist(start, bytes.len()) }
     }
 
     fn map(&self, len: usize) -> io::Result<MmapRegion> {

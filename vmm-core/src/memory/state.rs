@@ -30,6 +30,13 @@ pub enum RamFate {
     Copied,
 }
 
+impl RamFate {
+    /// By whether it is to be copied.
+    pub fn of(copied: bool) -> Self {
+        if copied { Self::Copied } else { Self::Stays }
+    }
+}
+
 /// A RAM block on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RamBlockState {

@@ -7,6 +7,7 @@ use super::channels::Channels;
 use super::control::{CheckRequest, CommandError, Control, check_destination};
 use super::types::{MigrateCapabilities, MigrateParametersUpdate};
 use crate::cpr::Mode;
+use crate::memory::RamFate;
 
 type Answer = Result<Value, CommandError>;
 
@@ -264,11 +265,11 @@ fn check(control: &dyn Control, mut args: Args) -> Answer {
     let mode = required_mode(&args.string("mode")?)?;
     let channels = Channels::from_args(&mut args)?;
     let exec_command = args.optional_strings("cpr-exec-command")?;
-    let copy_ram = args.optional_bool("copy-ram")?.unwrap_or(false);
+    let fate = RamFate::of(args.optional_bool("copy-ram")?.unwrap_or(false));
     let kexec = args.optional_bool("kexec")?.unwrap_or(false);
     args.finish()?;
     let destination = check_destination(mode, channels)?;
-    let request = CheckRequest { mode, destination, exec_command, copy_ram, kexec };
+    let request = CheckRequest { mode, destination, exec_command, fate, kexec };
     Ok(json!({"blockers": control.check(&request)?}))
 }
 

@@ -10,6 +10,7 @@ use super::types::{
 use crate::config::Uuid;
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
+use crate::memory::RamFate;
 
 /// The classes of errors that QMP knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,8 +61,8 @@ pub struct CheckRequest {
     pub destination: Option<Destination>,
     /// With which command in exec mode; `None`: the one that the parameters hold.
     pub exec_command: Option<Vec<String>>,
-    /// Whether RAM is to be copied in reboot mode.
-    pub copy_ram: bool,
+    /// What becomes of RAM in reboot mode.
+    pub fate: RamFate,
     /// Whether the host is to go into another kernel meanwhile.
     pub kexec: bool,
 }

@@ -3,12 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use super::handover::in_memory;
 use super::{Guest, Shared, Task, lock};
 use crate::config::Uuid;
 use crate::cpr::blockers::Blocker;
 use crate::machine::run_state::RunState;
-use crate::memory::RamFate;
 use crate::monitor::events::Event;
 use crate::monitor::{
     CheckRequest, CommandError, Control, CpuInfoFast, Destination, HandoverReport, Incoming,
@@ -143,13 +141,7 @@ impl Control for Shared {
 
     fn check(&self, request: &CheckRequest) -> Result<Vec<Blocker>, CommandError> {
         let guest = self.needs_guest()?;
-        let fate = if request.copy_ram { RamFate::Copied } else { RamFate::Stays };
-        let (to, command) = (request.destination.as_ref(), request.exec_command.as_deref());
-        let mut blockers = self.blockers(&guest, request.mode, fate, to, command);
-        if request.kexec {
-            blockers.extend(in_memory(&guest, request.mode, fate, to));
-        }
-        Ok(blockers)
+        Ok(self.blockers(&guest, request))
     }
 
     fn report(&self) -> Option<HandoverReport> {

@@ -28,7 +28,9 @@ use crate::cpr::transfer::source::{self, Limits, Terms};
 use crate::machine::Machine;
 use crate::memory::{RamBlock, RamFate};
 use crate::monitor::events::Event;
-use crate::monitor::{CommandError, Destination, HandoverReport, MigrationInfo, MigrationStatus};
+use crate::monitor::{
+    CheckRequest, CommandError, Destination, HandoverReport, MigrationInfo, MigrationStatus,
+};
 
 impl Destination {
     /// The mode that goes there.
@@ -52,34 +54,28 @@ impl Shared {
 
     /// What becomes of RAM in the next reboot.
     pub(super) fn ram_fate(&self) -> RamFate {
-        if self.capabilities().ignore_shared { RamFate::Stays } else { RamFate::Copied }
+        RamFate::of(!self.capabilities().ignore_shared)
     }
 
     /// What stands in the way, as far as it can be known without doing it.
-    pub(super) fn blockers(
-        &self,
-        guest: &Machine,
-        mode: Mode,
-        fate: RamFate,
-        destination: Option<&Destination>,
-        command: Option<&[String]>,
-    ) -> Vec<Blocker> {
-        let mut blockers = guest.blockers(mode, fate);
+    pub(super) fn blockers(&self, guest: &Machine, request: &CheckRequest) -> Vec<Blocker> {
+        let CheckRequest { mode, destination, exec_command, fate, kexec } = request;
+        let mut blockers = guest.blockers(*mode, *fate);
         match destination {
             Some(Destination::Transfer { cpr, main }) => {
                 for path in [cpr, main] {
                     blockers.extend(unreachable(path));
                 }
             }
-            Some(Destination::Reboot { file }) => match reboot::file::StateFile::create(file) {
-                Ok(_) => blockers.extend(waiting_in(file)),
-                Err(error) => blockers.push(Blocker::new("state file", error.to_string())),
-            },
+            Some(Destination::Reboot { file }) => blockers.extend(unwritable(file, *kexec)),
             Some(Destination::Exec) | None => {}
         }
-        if mode == Mode::CprExec {
+        if *mode == Mode::CprExec {
             let set = self.parameters().cpr_exec_command.clone();
-            blockers.extend(executable(command.unwrap_or(&set)).err());
+            blockers.extend(executable(exec_command.as_ref().unwrap_or(&set)).err());
+        }
+        if *kexec {
+            blockers.extend(ends_with_the_kernel(guest, *mode, *fate));
         }
         blockers.dedup();
         blockers
@@ -88,13 +84,19 @@ impl Shared {
     /// Starts a handover, or refuses it.
     pub(super) fn start_handover(&self, destination: Destination) -> Result<(), CommandError> {
         let guest = self.needs_guest()?;
-        let mode = destination.mode();
         let mut handover = self.handover();
         if handover.cancel.is_some() {
             return Err(CommandError::generic("a handover is under way already; migrate_cancel ends it"));
         }
         let fate = self.ram_fate();
-        let blockers = self.blockers(&guest, mode, fate, Some(&destination), None);
+        let request = CheckRequest {
+            mode: destination.mode(),
+            destination: Some(destination.clone()),
+            exec_command: None,
+            fate,
+            kexec: false,
+        };
+        let blockers = self.blockers(&guest, &request);
         if !blockers.is_empty() {
             return Err(generic(HandoverError::blocked(blockers)));
         }
@@ -305,50 +307,32 @@ impl Shared {
     }
 }
 
-/// A state file in which a guest waits, or may.
-fn waiting_in(file: &Path) -> Option<Blocker> {
-    let why = match reboot::load::is_waiting(file) {
-        Ok(false) => return None,
-        Ok(true) => format!(
-            "a guest that was saved waits in {}: load that, name another file, or remove this one",
-            file.display()
-        ),
-        Err(error) => format!("{error}; a guest may wait in it: name another file, or remove this one"),
+/// What stands in the way of a state file with this name.
+fn unwritable(file: &Path, kexec: bool) -> Option<Blocker> {
+    let why = match reboot::file::StateFile::create(file) {
+        Err(error) => error.to_string(),
+        Ok(made) if kexec && made.is_in_memory() => {
+            format!("{} is in memory, which ends with the host's kernel: put it on a disk", file.display())
+        }
+        Ok(_) => match reboot::load::is_waiting(file) {
+            Ok(false) => return None,
+            Ok(true) => format!(
+                "a guest that was saved waits in {}: load that, name another file, or remove this one",
+                file.display()
+            ),
+            Err(error) => format!("{error}; a guest may wait in it: name another file, or remove this one"),
+        },
     };
     Some(Blocker::new("state file", why))
 }
 
-/// What ends with the host's kernel, and must not where it goes into another one meanwhile.
-pub(super) fn in_memory(
-    guest: &Machine,
-    mode: Mode,
-    fate: RamFate,
-    destination: Option<&Destination>,
-) -> Vec<Blocker> {
+/// What of the guest ends with the host's kernel, and must not where that goes into another one meanwhile.
+fn ends_with_the_kernel(guest: &Machine, mode: Mode, fate: RamFate) -> Option<Blocker> {
     if mode != Mode::CprReboot {
-        return vec![Blocker::new(
-            "mode",
-            format!("{mode} ends with the host's kernel: only cpr-reboot outlives it"),
-        )];
+        let why = format!("{mode} ends with the host's kernel: only cpr-reboot outlives it");
+        return Some(Blocker::new("mode", why));
     }
-    let ram = guest.ram_block().filter(|_| fate == RamFate::Stays).and_then(RamBlock::outlives_kexec);
-    let file = match destination {
-        Some(Destination::Reboot { file }) => Some(file),
-        _ => None,
-    };
-    // One that cannot be written to has been refused.
-    let file = file
-        .filter(|file| reboot::file::StateFile::create(file).is_ok_and(|file| file.is_in_memory()))
-        .map(|file| {
-            Blocker::new(
-                "state file",
-                format!(
-                    "{} is in memory, which ends with the host's kernel: put it on a disk",
-                    file.display()
-                ),
-            )
-        });
-    ram.into_iter().chain(file).collect()
+    guest.ram_block().filter(|_| fate == RamFate::Stays).and_then(RamBlock::outlives_kexec)
 }
 
 fn unreachable(path: &Path) -> Option<Blocker> {

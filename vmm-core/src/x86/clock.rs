@@ -205,10 +205,18 @@ impl ClockState {
         Ok(self.boot_id != boot_id()? && self.was_reset_by(HostTime::now()?))
     }
 
+    /// How many ns have passed since, by one of the host's clocks; none by one that went backward.
+    fn since(&self, now: HostTime, by: Basis) -> u64 {
+        match by {
+            Basis::HostTsc => cycles_to_ns(now.tsc.saturating_sub(self.host_tsc), self.host_tsc_khz),
+            Basis::Boottime => now.boottime_ns.saturating_sub(self.boottime_ns),
+            Basis::WallClock => now.realtime_ns.saturating_sub(self.realtime_ns),
+        }
+    }
+
     fn was_reset_by(&self, now: HostTime) -> bool {
         const SET_BY_NS: u64 = 60_000_000_000;
-        let wall = now.realtime_ns.saturating_sub(self.realtime_ns);
-        let by_tsc = cycles_to_ns(now.tsc.saturating_sub(self.host_tsc), self.host_tsc_khz);
+        let (wall, by_tsc) = (self.since(now, Basis::WallClock), self.since(now, Basis::HostTsc));
         // A TSC's rate is known to some hundred ppm.
         now.tsc < self.host_tsc || by_tsc.abs_diff(wall) > SET_BY_NS + wall / 2000
     }
@@ -248,12 +256,8 @@ impl Resumption {
     }
 
     fn decide(saved: ClockState, now: HostTime, same_boot: bool, guest_khz: u32, host_khz: u32) -> Self {
-        let other = if same_boot {
-            now.boottime_ns.saturating_sub(saved.boottime_ns)
-        } else {
-            now.realtime_ns.saturating_sub(saved.realtime_ns)
-        };
-        let by_tsc = cycles_to_ns(now.tsc.saturating_sub(saved.host_tsc), saved.host_tsc_khz);
+        let other = saved.since(now, if same_boot { Basis::Boottime } else { Basis::WallClock });
+        let by_tsc = saved.since(now, Basis::HostTsc);
         let apart = by_tsc.abs_diff(other);
         // Two readings of a clock are within 10 us, and NTP slews it by 500 ppm at most; a calibration of the TSC may be off by 1 % without it being another
         // count; over kexec the wall clock is read anew, in whole seconds.
@@ -281,13 +285,7 @@ impl Resumption {
     }
 
     fn elapsed_ns(&self, now: HostTime) -> u64 {
-        match self.basis {
-            Basis::HostTsc => {
-                cycles_to_ns(now.tsc.saturating_sub(self.saved.host_tsc), self.saved.host_tsc_khz)
-            }
-            Basis::Boottime => now.boottime_ns.saturating_sub(self.saved.boottime_ns),
-            Basis::WallClock => now.realtime_ns.saturating_sub(self.saved.realtime_ns),
-        }
+        self.saved.since(now, self.basis)
     }
 
     /// What kvmclock must show at an instant.

@@ -6,9 +6,9 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::memory::write_back;
+use crate::memory::persist;
 
 /// Bytes of the page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -140,13 +140,7 @@ impl SharedPage {
     /// Has what was written to the page outlive a loss of power, where what it is in does.
     pub fn persist(&self) -> io::Result<()> {
         // SAFETY: the page is mapped.
-        unsafe { write_back(self.page.as_ptr().cast(), PAGE_SIZE as usize) };
-        // SAFETY: the mapping is ours, and as long as that.
-        match unsafe { msync(self.mapping, self.length, MsFlags::MS_SYNC) } {
-            // A device has nothing behind it that would have to be written.
-            Err(nix::Error::EINVAL) => Ok(()),
-            done => Ok(done?),
-        }
+        unsafe { persist(self.page.cast(), PAGE_SIZE as usize) }
     }
 
     fn read<const N: usize>(&self, at: usize) -> [u8; N] {
