@@ -71,6 +71,7 @@ fn status(watch: &Watch) -> Status {
         net: watch.net.as_ref().map(crate::memory::Checks::report),
         vsock: watch.vsock.as_ref().map(crate::memory::Checks::report),
         edu: watch.edu.as_ref().map(crate::memory::Checks::report),
+        mediated: watch.mediated.as_ref().map(crate::memory::Checks::report),
         roms: guest_init::rom::all(),
     }
 }

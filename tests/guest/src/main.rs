@@ -13,7 +13,7 @@
 //! Options on the kernel's command line: `guest.load=mem,cpu,rng` (what load), `guest.mem=256` (MiB of patterns),
 //! `guest.rate=10` (numbered lines a second), `guest.console=ttyS0` (which terminal), `guest.disks=vda,vdb:ext4` (disks
 //! to put load on), `guest.net=192.0.2.2` (eth0's address, where messages are answered), `guest.vsock=on` (they are
-//! on AF_VSOCK, too), `guest.edu=msi` or `intx` (the educational device is put under load). With `guest.bench=…` none of this is done: devices are measured ([`bench`]).
+//! on AF_VSOCK, too), `guest.edu=msi` or `intx` (the educational device is put under load), `guest.mediated=on` (a mediated serial card is). With `guest.bench=…` none of this is done: devices are measured ([`bench`]).
 
 mod bench;
 mod clocks;
@@ -23,6 +23,7 @@ mod disk;
 mod edu;
 mod heartbeat;
 mod kmsg;
+mod mediated;
 mod memory;
 mod net;
 mod options;
@@ -55,6 +56,7 @@ struct Watch {
     net: Option<memory::Checks>,
     vsock: Option<memory::Checks>,
     edu: Option<memory::Checks>,
+    mediated: Option<memory::Checks>,
 }
 
 fn main() {
@@ -90,6 +92,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         net: options.net.map(|_| memory::Checks::default()),
         vsock: options.vsock.then(memory::Checks::default),
         edu: options.edu.map(|_| memory::Checks::default()),
+        mediated: options.mediated.then(memory::Checks::default),
     });
     setup::quiet_console();
     watch.console.reply(&format!("READY cpus={cpus}"));
@@ -123,6 +126,10 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(wires) = options.edu {
         let edu = Arc::clone(&watch);
         thread::spawn(move || edu.edu.as_ref().map(|checks| edu::run(checks, wires)));
+    }
+    if options.mediated {
+        let mediated = Arc::clone(&watch);
+        thread::spawn(move || mediated.mediated.as_ref().map(mediated::run));
     }
     let timer = Arc::clone(&watch);
     thread::spawn(move || timer::run(&timer.timer));

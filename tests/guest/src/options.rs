@@ -27,6 +27,8 @@ pub struct Options {
     pub vsock: bool,
     /// Whether QEMU's educational device is put under load: by its pin, or by messages.
     pub edu: Option<Edu>,
+    /// Whether a mediated serial card is put under load.
+    pub mediated: bool,
     /// Whether devices are measured and nothing else is done: the addresses of the network interfaces then.
     pub bench: Option<Vec<Ipv4Addr>>,
     /// The disk whose init takes over, if one does.
@@ -56,6 +58,7 @@ impl Options {
             net: None,
             vsock: false,
             edu: None,
+            mediated: false,
             bench: None,
             root: None,
         };
@@ -74,6 +77,7 @@ impl Options {
                 "guest.net" => options.net = value.parse().ok(),
                 "guest.root" => options.root = Some(value.to_owned()),
                 "guest.vsock" => options.vsock = value == "on",
+                "guest.mediated" => options.mediated = value == "on",
                 "guest.edu" => {
                     options.edu = match value {
                         "intx" => Some(Edu::Intx),
@@ -99,7 +103,7 @@ mod tests {
     #[test]
     fn options_are_read_among_the_kernels_own() {
         let options = Options::from_cmdline(
-            "console=ttyS0 guest.load=mem,rng guest.mem=64 quiet guest.rate=0 guest.console=hvc0 guest.root=vda guest.edu=intx\n",
+            "console=ttyS0 guest.load=mem,rng guest.mem=64 quiet guest.rate=0 guest.console=hvc0 guest.root=vda guest.edu=intx guest.mediated=on\n",
         );
         assert_eq!(
             options,
@@ -114,6 +118,7 @@ mod tests {
                 net: None,
                 vsock: false,
                 edu: Some(Edu::Intx),
+                mediated: true,
                 bench: None,
                 root: Some("vda".into())
             }

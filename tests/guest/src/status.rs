@@ -39,6 +39,9 @@ pub struct Status {
     /// The copies and interrupts of the educational device, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edu: Option<Checked>,
+    /// The register of the mediated device, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mediated: Option<Checked>,
     /// What its PCI devices have in their ROMs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roms: Vec<Rom>,

@@ -12,7 +12,7 @@
 //! 5. Unit tests that need such a host run on it too ([`units`]).
 //! 6. A guest may have a [`root`] file system with a userland of its own; [`getty`] is the client of its console.
 //! 7. Devices of the host's may be [`assigned`] to the guest: [`vfio`] binds them and gives them back, [`host_log`] is what
-//!    the host's kernel says of them meanwhile, [`aer`] has one fail.
+//!    the host's kernel says of them meanwhile, [`aer`] has one fail, [`mediated`] one is made of none.
 //! 8. Two guests on a host go through the same steps at the same time ([`meeting`]).
 //! 9. Of a guest that falls silent [`autopsy`] tells where its vCPUs stand.
 //! 10. A host may go into other kernels ([`kexec`]), with the guest's RAM in memory that outlives them ([`dax`]); [`stale`] is
@@ -39,6 +39,7 @@ pub mod init;
 pub mod inside;
 pub mod judge;
 pub mod kexec;
+pub mod mediated;
 pub mod meeting;
 pub mod modules;
 pub mod net;

@@ -273,6 +273,9 @@ fn arguments(name: &str, guest: &Guest, first: usize, backing: &str) -> Result<(
         }
         arguments.push(argument);
     }
+    if let Some(mediated) = &guest.mediated {
+        arguments.push(mediated.make()?);
+    }
     arguments.extend(guest.net.iter().filter(|net| net.card.is_none()).map(|net| {
         let vhost = if net.vhost { ",vhost=on" } else { "" };
         let (tap, mac, queues) = (net::TAP, net::mac(), net.queues);

@@ -34,6 +34,8 @@ pub enum Trouble {
     Sync,
     /// A device of the host's is assigned, which no reboot can hand over: `assigned`.
     Assigned,
+    /// A mediated device is assigned through a type 1 container, whose mappings no process can give to another: `mediated`.
+    Mediated,
     /// The target fails, at each message of a transfer: `target`.
     Target,
     /// The target may not have the RAM pinned that assigned devices reach: `memlock`.
@@ -41,12 +43,13 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::VhostNet,
         Self::VhostVsock,
         Self::Stall,
         Self::Sync,
         Self::Assigned,
+        Self::Mediated,
         Self::Target,
         Self::Memlock,
     ];
@@ -61,6 +64,7 @@ impl Trouble {
             Self::Sync => sync(owner),
             Self::Target => faults::each(owner),
             Self::Memlock => memlock(owner),
+            Self::Mediated => mediated(owner),
             Self::Assigned => {
                 let words = ["\"vfio-", "an assigned device ends with its last process"];
                 refused(owner, Mode::Reboot, &words).map(|()| Duration::ZERO)
@@ -77,6 +81,7 @@ impl fmt::Display for Trouble {
             Self::Stall => "stall",
             Self::Sync => "sync",
             Self::Assigned => "assigned",
+            Self::Mediated => "mediated",
             Self::Target => "target",
             Self::Memlock => "memlock",
         })
@@ -98,6 +103,14 @@ fn refused(owner: &mut Owner, mode: Mode, words: &[&str]) -> Result<()> {
     let missing = words.iter().find(|word| !said.contains(*word));
     ensure!(missing.is_none(), "{mode} was refused without a word of {missing:?}: {said}");
     Ok(())
+}
+
+/// Found before anything is touched, in each mode.
+fn mediated(owner: &mut Owner) -> Result<Duration> {
+    for mode in [Mode::Transfer, Mode::Exec, Mode::Reboot] {
+        refused(owner, mode, &["\"vfio-type1\"", "VFIO_UPDATE_VADDR", "mediated device", "iommufd=on"])?;
+    }
+    Ok(Duration::ZERO)
 }
 
 /// Found while the guest runs.

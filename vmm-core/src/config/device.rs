@@ -123,7 +123,7 @@ fn split(text: &str) -> Vec<String> {
 }
 
 /// Keys whose values are text, whatever they look like.
-const TEXT: [&str; 6] = ["host", "id", "mac", "path", "serial", "tap"];
+const TEXT: [&str; 7] = ["host", "id", "mac", "path", "serial", "sysfsdev", "tap"];
 
 /// A number, a switch, or text.
 fn value_of(key: &str, text: &str) -> toml::Value {

@@ -53,6 +53,12 @@ pub fn judge(scenario: &Scenario, report: &Report) -> Verdict {
                 "guest answered no message over AF_VSOCK",
             ),
             (&status.edu, guest.edu.is_some(), "educational device", "educational device made no round"),
+            (
+                &status.mediated,
+                guest.mediated.is_some(),
+                "mediated device",
+                "mediated device's register was never read",
+            ),
         ] {
             if let Some(seen) = seen.as_ref().filter(|seen| seen.errors != 0) {
                 let first = seen.first.as_deref().unwrap_or("unknown");

@@ -62,6 +62,7 @@ fn good() -> Report {
             net: None,
             vsock: None,
             edu: None,
+            mediated: None,
             roms: Vec::new(),
         }),
         stream: guest_init::stream::StreamStats { lines: 100, ..Default::default() },

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Kernel;
 use crate::lab::assigned::{self, Assigned, Card, Edu};
+use crate::lab::mediated::Mediated;
 use crate::lab::root::Root;
 use crate::lab::{disks, net};
 
@@ -45,6 +46,8 @@ pub struct Guest {
     pub assigned: Vec<Assigned>,
     /// QEMU's educational device, if the host has one and assigns it.
     pub edu: Option<Edu>,
+    /// A mediated device of the host's, if the host makes one and assigns it.
+    pub mediated: Option<Mediated>,
     /// Its network, if it has one, which is pinged and holds a TCP stream.
     pub net: Option<Net>,
     /// Whether it has AF_VSOCK sockets, over which a stream is held.
@@ -119,6 +122,9 @@ impl Guest {
         if let Some(edu) = &self.edu {
             words.push_str(" guest.edu=");
             words.push_str(edu.wires.name());
+        }
+        if self.mediated.is_some() {
+            words.push_str(" guest.mediated=on");
         }
         words
     }

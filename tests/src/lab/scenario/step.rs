@@ -166,6 +166,7 @@ mod tests {
             "refused stall",
             "refused sync",
             "refused assigned",
+            "refused mediated",
             "poweroff",
         ] {
             assert_eq!(text.parse::<Step>().unwrap().to_string(), text);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::RawFd;
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,9 @@ impl fmt::Display for PciAddress {
     }
 }
 
+/// Where sysfs has PCI functions, by their addresses.
+const DEVICES: &str = "/sys/bus/pci/devices";
+
 /// A device of the host (`vfio-pci`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -68,8 +72,10 @@ pub struct VfioConfig {
     pub id: Option<String>,
     /// Its PCI slot in the guest, 1 to 31; the lowest free one when not given.
     pub addr: Option<u8>,
-    /// Which it is. The host's driver for it must be vfio-pci.
-    pub host: PciAddress,
+    /// Which it is. The host's driver for it must be vfio-pci, or one of its kin.
+    pub host: Option<PciAddress>,
+    /// The same by its directory in sysfs: for a mediated device, which has no address.
+    pub sysfsdev: Option<PathBuf>,
     /// By IOMMUFD, or by a type 1 container; when not given, by IOMMUFD where the host has it.
     pub iommufd: Option<bool>,
     /// Its descriptor (of `/dev/vfio/devices/…`), which a manager opened and gave by its number. By IOMMUFD then.
@@ -85,8 +91,35 @@ impl VfioConfig {
         Self { fd: None, iommufd_fd: None, ..self.clone() }
     }
 
+    /// Where it is in sysfs.
+    pub(super) fn directory(&self) -> PathBuf {
+        match (&self.sysfsdev, &self.host) {
+            (Some(path), _) => path.clone(),
+            (None, Some(address)) => Path::new(DEVICES).join(address.to_string()),
+            (None, None) => DEVICES.into(),
+        }
+    }
+
+    /// What the kernel calls it: an address, or the UUID of a mediated device.
+    pub(super) fn name(&self) -> String {
+        self.directory().file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Finds what can be known to fail before anything is opened; says what was found, and what is expected.
     pub fn validate(&self) -> Result<(), (String, &'static str)> {
+        let sysfs = |path: &PathBuf| {
+            path.starts_with("/sys") && !path.components().any(|part| part == Component::ParentDir)
+        };
+        match (&self.host, &self.sysfsdev) {
+            (Some(_), None) => {}
+            (None, Some(path)) if sysfs(path) => {}
+            (None, Some(path)) => {
+                let expected = "its directory below /sys, as in /sys/bus/mdev/devices/UUID";
+                return Err((format!("sysfsdev={}", path.display()), expected));
+            }
+            (Some(_), Some(_)) => return Err(("host and sysfsdev".into(), "one of them")),
+            (None, None) => return Err(("neither host nor sysfsdev".into(), "one of them")),
+        }
         let given: Vec<_> = self.fd.into_iter().chain(self.iommufd_fd).collect();
         if given.iter().any(|fd| *fd < 3) || (self.fd.is_some() && self.fd == self.iommufd_fd) {
             return Err((format!("descriptors {given:?}"), "different numbers from 3 on"));
@@ -121,6 +154,21 @@ mod tests {
         assert!(refused("fd = 2").unwrap().contains("[2]"));
         assert!(refused("fd = 9\niommufd-fd = 9").unwrap().contains("[9, 9]"));
         assert!(refused("fd = 9\niommufd = false").unwrap().contains("iommufd=off"));
+    }
+
+    #[test]
+    fn a_device_is_said_by_its_address_or_by_its_directory() {
+        let config = |text: &str| toml::from_str::<VfioConfig>(text).unwrap();
+        let refused = |text: &str| config(text).validate().err().map(|(found, _)| found);
+        let uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+        let mediated = format!("sysfsdev = '/sys/bus/mdev/devices/{uuid}'");
+        assert_eq!((refused(&mediated), config(&mediated).name()), (None, uuid.to_owned()));
+        assert_eq!(config("host = '0:4.0'").name(), "0000:00:04.0");
+        assert!(refused("").unwrap().contains("neither"));
+        assert!(refused(&format!("{mediated}\nhost = '0:4.0'")).unwrap().contains("and"));
+        for path in ["/dev/vfio/1", "sys/bus", "/sys/../dev/vfio"] {
+            assert!(refused(&format!("sysfsdev = '{path}'")).unwrap().contains(path));
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::bars::Windows;
-use super::handle::{CONFIG, Handle};
+use super::handle::Handle;
 use super::interrupts::Interrupts;
 use super::notices::Notices;
 use super::open::Assigned;
@@ -45,9 +45,8 @@ impl VfioPci {
         kept: Option<&mut FdTable>,
     ) -> Result<Self, DeviceError> {
         let handle = &assigned.handle;
-        let mut image = [0; CONFIG];
-        let read = handle.read_config(0, &mut image);
-        read.map_err(DeviceError::io(handle.id(), "reading its configuration space"))?;
+        let image =
+            handle.image().map_err(DeviceError::io(handle.id(), "reading its configuration space"))?;
         let rom = assigned.rom.as_ref().map_or(0, |rom| rom.size);
         let sizes = std::array::from_fn(|bar| if bar == ROM { rom } else { handle.bar(bar).size });
         let mut registers = Registers::new(image, sizes).map_err(DeviceError::unfit(handle.id()))?;

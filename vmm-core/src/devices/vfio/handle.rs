@@ -20,6 +20,8 @@ use crate::devices::DeviceError;
 pub(super) const BARS: u32 = 6;
 /// Bytes of the part of configuration space that every function has.
 pub(super) const CONFIG: usize = 256;
+/// Those of its header, without which there is no function.
+pub(super) const HEADER: usize = 64;
 
 /// A kind of interrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,9 +87,9 @@ impl Handle {
         };
         let bars = (0..BARS).map(region).collect::<Result<_, _>>()?;
         let config = region(VFIO_PCI_CONFIG_REGION_INDEX)?;
-        if config.size < CONFIG as u64 {
+        if config.size < HEADER as u64 {
             let found = format!("{} bytes of configuration space", config.size);
-            return Err(DeviceError::unfit(id)((found, format!("{CONFIG} or more"))));
+            return Err(DeviceError::unfit(id)((found, format!("{HEADER} or more"))));
         }
         let can_reset = info.flags & VFIO_DEVICE_FLAGS_RESET != 0;
         Ok(Self { id: id.to_owned(), file, bars, config, can_reset })
@@ -113,6 +115,14 @@ impl Handle {
         let mut bytes = vec![0xff; info.size as usize];
         self.file.read_exact_at(&mut bytes, info.offset)?;
         Ok(Some(bytes))
+    }
+
+    /// Reads the configuration space that every function has. A mediated device may have less: there it reads as zeros.
+    pub(super) fn image(&self) -> io::Result<[u8; CONFIG]> {
+        let mut image = [0; CONFIG];
+        let there = self.config.size.min(CONFIG as u64) as usize;
+        self.read_config(0, &mut image[..there])?;
+        Ok(image)
     }
 
     /// Reads configuration space.

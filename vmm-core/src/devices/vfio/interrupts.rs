@@ -49,6 +49,8 @@ struct Inner {
     /// Vectors that VFIO signals.
     wired: BTreeSet<u16>,
     held: bool,
+    /// The device does not let its INTx through by an eventfd, as mediated ones do not: it is left off.
+    mute: bool,
     /// What the kernel was told is not known yet: nothing is told it.
     unknown: bool,
 }
@@ -70,13 +72,15 @@ impl Interrupts {
         let mut vectors = |what: &str, count: u32| -> Result<Vec<_>, DeviceError> {
             (0..count).map(|index| wires.msi.vector_on(eventfd(what, index)?)).collect()
         };
-        let (on_table, grows) = handle.interrupts(IrqKind::Msix)?;
+        // A mediated device is not asked for a kind that it does not know.
+        let ask = |kind, has| if has { handle.interrupts(kind) } else { Ok((0, false)) };
+        let (on_table, grows) = ask(IrqKind::Msix, registers.msix.is_some())?;
         let table = registers.msix.map(|msix| on_table.min(msix.count.into()));
         let msix = table.map(|count| vectors("msix", count)).transpose()?.map(Msix::of);
-        let (count, _) = handle.interrupts(IrqKind::Msi)?;
-        let msi = vectors("msi", if registers.msi.is_some() { count } else { 0 })?;
-        let (lines, _) = handle.interrupts(IrqKind::Intx)?;
-        let pin = if registers.has_pin && lines > 0 {
+        let (count, _) = ask(IrqKind::Msi, registers.msi.is_some())?;
+        let msi = vectors("msi", count)?;
+        let (lines, _) = ask(IrqKind::Intx, registers.has_pin)?;
+        let pin = if lines > 0 {
             let (signal, dealt) = (eventfd("intx", 0)?, eventfd("intx-unmask", 0)?);
             Some(Pin { gsi, signal, dealt, levels: Arc::clone(&wires.levels) })
         } else {
@@ -125,7 +129,7 @@ impl Interrupts {
             Armed::Msix
         } else if messages.is_some() {
             Armed::Msi
-        } else if self.pin.is_some() {
+        } else if self.pin.is_some() && !inner.mute {
             Armed::Intx
         } else {
             Armed::None
@@ -138,6 +142,7 @@ impl Interrupts {
         };
         if let Err(error) = done {
             tracing::error!("{}: setting up its interrupts ({wanted:?}): {error}", handle.id());
+            inner.mute |= wanted == Armed::Intx && error.raw_os_error() == Some(libc::ENOTTY);
         }
         self.route_msi(&inner, &messages.unwrap_or_default());
     }
@@ -285,7 +290,7 @@ impl Interrupts {
         }
         let mut inner = self.lock();
         let wired = state.wired.into_iter().collect();
-        *inner = Inner { armed: state.armed, wired, held: true, unknown: false };
+        *inner = Inner { armed: state.armed, wired, held: true, ..Inner::default() };
         if let Some(msix) = &self.msix {
             msix.hold(true);
         }

@@ -150,3 +150,68 @@ impl Space for Iommufd {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use memfd::MemfdOptions;
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule,
+    };
+    use vm_memory::{FileOffset, GuestAddress};
+
+    use super::*;
+
+    const RAM: usize = 4 << 20;
+
+    fn memory(file: Option<FileOffset>) -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), RAM, file)]).unwrap()
+    }
+
+    fn in_memfd() -> GuestMemoryMmap {
+        let memfd = MemfdOptions::new().create("ram").unwrap();
+        memfd.as_file().set_len(RAM as u64).unwrap();
+        memory(Some(FileOffset::new(memfd.into_file(), 0)))
+    }
+
+    /// What stands in the way of a handover of a guest with such RAM.
+    fn blocker(memory: &GuestMemoryMmap) -> Option<String> {
+        let iommufd = Iommufd::open().unwrap();
+        iommufd.map(memory).unwrap();
+        iommufd.blocker()
+    }
+
+    /// Has the kernel answer one call as one does that has never heard of it.
+    fn forget(request: u64) {
+        let is_it = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request).unwrap();
+        let rules = [(libc::SYS_ioctl, vec![SeccompRule::new(vec![is_it]).unwrap()])];
+        let unknown = SeccompAction::Errno(libc::ENOTTY as u32);
+        let arch = std::env::consts::ARCH.try_into().unwrap();
+        let filter =
+            SeccompFilter::new(rules.into_iter().collect(), SeccompAction::Allow, unknown, arch).unwrap();
+        seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs /dev/iommu: scripts/lab vfio-mediated-2 runs it"]
+    fn ram_in_a_memfd_can_change_hands_and_ram_without_a_file_cannot() {
+        assert_eq!(blocker(&in_memfd()), None);
+        assert!(blocker(&memory(None)).unwrap().contains("by its address in this process"));
+    }
+
+    #[test]
+    #[ignore = "needs /dev/iommu: scripts/lab vfio-mediated-2 runs it"]
+    fn a_kernel_that_cannot_change_the_process_or_map_a_file_is_told_of() {
+        let without = |request: u8| {
+            let asked = thread::spawn(move || {
+                forget(nix::request_code_none!(b';', request));
+                blocker(&in_memfd()).unwrap()
+            });
+            asked.join().unwrap()
+        };
+        assert!(without(0x92).contains("IOMMU_IOAS_CHANGE_PROCESS"));
+        assert!(without(0x8f).contains("Linux 6.14"));
+    }
+}

@@ -120,8 +120,8 @@ impl Opener {
 
     /// Opens a device of the host.
     pub fn open(&mut self, id: &str, config: &VfioConfig) -> Result<Assigned, DeviceError> {
-        let sysfs = PathBuf::from(format!("/sys/bus/pci/devices/{}", config.host));
-        check_driver(id, config, &sysfs)?;
+        let (sysfs, name) = (config.directory(), config.name());
+        check_driver(id, &name, &sysfs)?;
         let cdev = cdev(&sysfs);
         let given = config.fd.is_some() || config.iommufd_fd.is_some();
         let by_iommufd = config.iommufd.unwrap_or_else(|| given || (Iommufd::is_there() && cdev.is_some()));
@@ -142,7 +142,7 @@ impl Opener {
             (file, Some(group))
         };
         let handle = Handle::new(id, file)?;
-        handle.reset().map_err(DeviceError::io(id, format!("resetting {}", config.host)))?;
+        handle.reset().map_err(DeviceError::io(id, format!("resetting {name}")))?;
         let rom = Rom::read_out(&handle).unwrap_or_else(|error| {
             tracing::warn!("{id}: its ROM is left out: {error}");
             None
@@ -165,7 +165,7 @@ impl Opener {
             (None, None) => self.iommufd.insert(Arc::new(Iommufd::open()?)),
         };
         let added = iommufd.add(device.as_fd());
-        added.map_err(DeviceError::io(id, format!("giving {} to the IOMMUFD", config.host)))
+        added.map_err(DeviceError::io(id, format!("giving {} to the IOMMUFD", config.name())))
     }
 
     fn open_in_group(
@@ -174,10 +174,11 @@ impl Opener {
         config: &VfioConfig,
         sysfs: &Path,
     ) -> Result<(File, OwnedFd), DeviceError> {
+        let device = config.name();
         let link = fs::read_link(sysfs.join("iommu_group"));
         let link = link.map_err(DeviceError::io(
             id,
-            format!("looking for the IOMMU group of {} (is there an IOMMU, and is it on?)", config.host),
+            format!("looking for the IOMMU group of {device} (is there an IOMMU, and is it on?)"),
         ))?;
         let number = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !self.groups.contains_key(&number) {
@@ -185,11 +186,11 @@ impl Opener {
             self.groups.insert(number.clone(), group);
         }
         let group = &self.groups[&number];
-        let name = CString::new(config.host.to_string()).unwrap_or_default();
-        let device = ioctls::device_of(group.as_fd(), &name);
-        let device = device.map_err(DeviceError::io(id, format!("opening {} of its group", config.host)))?;
+        let name = CString::new(device.as_str()).unwrap_or_default();
+        let opened = ioctls::device_of(group.as_fd(), &name);
+        let opened = opened.map_err(DeviceError::io(id, format!("opening {device} of its group")))?;
         let group = group.try_clone().map_err(DeviceError::io(id, "duplicating its group's descriptor"))?;
-        Ok((File::from(device), group))
+        Ok((File::from(opened), group))
     }
 
     fn open_group(&mut self, id: &str, number: &str) -> Result<OwnedFd, DeviceError> {
@@ -234,11 +235,11 @@ fn given_device(id: &str, config: &VfioConfig, number: RawFd) -> Result<File, De
     let entry = fs::canonicalize(&entry).unwrap_or_else(|_| entry.into());
     // DEVICE/vfio-dev/vfio0
     let device = entry.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    if device != config.host.to_string() {
+    if device != config.name() {
         let found = format!("descriptor {number} of {}", entry.display());
         return Err(DeviceError::unfit(id)((
             found,
-            format!("one of the node of {} in /dev/vfio/devices", config.host),
+            format!("one of the node of {} in /dev/vfio/devices", config.name()),
         )));
     }
     // SAFETY: it was seen to be a device that was given to this process; nothing else in it has it.
@@ -246,17 +247,25 @@ fn given_device(id: &str, config: &VfioConfig, number: RawFd) -> Result<File, De
     Ok(copy.into())
 }
 
-/// Only vfio-pci gives devices away.
-fn check_driver(id: &str, config: &VfioConfig, sysfs: &Path) -> Result<(), DeviceError> {
-    fs::metadata(sysfs).map_err(DeviceError::io(id, format!("looking for {}", config.host)))?;
-    let driver = fs::read_link(sysfs.join("driver")).unwrap_or_default();
-    let driver = driver.file_name().unwrap_or_default().to_string_lossy();
-    if driver == "vfio-pci" {
+/// Only vfio-pci gives functions away, and the drivers that are made of it for single devices. A mediated device is nothing
+/// else than given away.
+fn check_driver(id: &str, name: &str, sysfs: &Path) -> Result<(), DeviceError> {
+    fs::metadata(sysfs).map_err(DeviceError::io(id, format!("looking for {name}")))?;
+    let link = |what| fs::read_link(sysfs.join(what)).unwrap_or_default();
+    let [bus, driver] = [link("subsystem"), link("driver")];
+    let [bus, driver] = [&bus, &driver].map(|path| path.file_name().unwrap_or_default().to_string_lossy());
+    if bus == "mdev" || gives_away(&driver) {
         return Ok(());
     }
-    let found = format!("{} has the host's driver '{driver}'", config.host);
+    let found = format!("{name} has the host's driver '{driver}'");
     let expected = "vfio-pci: write that to its driver_override, unbind it and let drivers_probe have it";
     Err(DeviceError::unfit(id)((found, expected.into())))
+}
+
+/// Whether a driver is vfio-pci or of its kin (`mlx5_vfio_pci`, `nvgrace-gpu-vfio-pci`).
+fn gives_away(driver: &str) -> bool {
+    let name = driver.replace('_', "-");
+    name == "vfio-pci" || name.ends_with("-vfio-pci")
 }
 
 fn open(id: &str, path: &Path) -> Result<File, DeviceError> {
@@ -271,4 +280,15 @@ fn open(id: &str, path: &Path) -> Result<File, DeviceError> {
 fn cdev(sysfs: &Path) -> Option<PathBuf> {
     let entry = fs::read_dir(sysfs.join("vfio-dev")).ok()?.next()?.ok()?;
     Some(Path::new("/dev/vfio/devices").join(entry.file_name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_made_of_vfio_pci_give_devices_away() {
+        assert!(["vfio-pci", "mlx5_vfio_pci", "nvgrace-gpu-vfio-pci"].into_iter().all(gives_away));
+        assert!(!["", "nvme", "vfio", "xvfio-pci", "vfio-pci-x"].into_iter().any(gives_away));
+    }
 }

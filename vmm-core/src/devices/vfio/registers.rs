@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::handle::{BARS, CONFIG, Handle};
+use super::handle::{BARS, CONFIG, HEADER, Handle};
 use crate::devices::pci::{BarKind, BarSpec, ConfigSpace, ROM};
 
 const COMMAND: usize = 0x04;
@@ -17,7 +17,6 @@ const EXPANSION_ROM: usize = 0x30;
 const CAPABILITIES: usize = 0x34;
 const INTERRUPT_PIN: usize = 0x3d;
 const HEADER_TYPE: usize = 0x0e;
-const HEADER: usize = 0x40;
 
 /// I/O space, memory space.
 const COMMAND_SPACES: u8 = 3;
