@@ -59,6 +59,15 @@ pub fn neighbour(name: &str, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> 
     Ok(())
 }
 
+/// Sets an interface down.
+pub fn down(name: &str) -> io::Result<()> {
+    // Its flags are those of an interface that is not up.
+    let (socket, flags) = (UdpSocket::bind("0.0.0.0:0")?, request(name)?);
+    // SAFETY: the descriptor is open and the request outlives the call, which only reads it.
+    unsafe { ioctl::set_flags(socket.as_raw_fd(), &raw const flags)? };
+    Ok(())
+}
+
 /// Gives an interface an address in a network of 256 and sets it up.
 pub fn up(name: &str, address: Ipv4Addr) -> io::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::thread;
 
+use guest_init::link;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::Pid;
 
@@ -27,6 +28,7 @@ pub fn is_init() -> bool {
 pub fn off() -> ! {
     nix::unistd::sync();
     if is_init() {
+        networks_down();
         let _ = reboot(RebootMode::RB_POWER_OFF);
     } else {
         // SAFETY: a signal to another process touches no memory of this one.
@@ -34,6 +36,17 @@ pub fn off() -> ! {
     }
     loop {
         thread::park();
+    }
+}
+
+/// As any init does. Linux 6.1.192 breaks virtio devices when it goes down, and its driver looks for ever for what a broken one
+/// has sent, if packets still come.
+fn networks_down() {
+    for entry in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+        if let Some(name) = entry.file_name().to_str() {
+            // The guest goes down in any case.
+            let _ = link::down(name);
+        }
     }
 }
 

@@ -102,6 +102,9 @@ fn judge_stream(report: &Report, verdict: &mut Verdict) {
 fn judge_messages(report: &Report, verdict: &mut Verdict) {
     let known = report.messages_before.iter().chain(report.messages_without.iter().flatten());
     let known: BTreeSet<&str> = known.map(|message| class(message)).collect();
+    // One that is excused may have left more behind than itself.
+    let all = report.messages_after.iter().chain(report.messages_without.iter().flatten());
+    verdict.of_the_machine |= all.into_iter().any(|message| verdict::is_of_the_machine(message));
     let new = report.messages_after.iter().filter(|message| !known.contains(class(message)));
     for message in new.filter(|message| class(message) != NVME) {
         verdict.told(format!("the guest's kernel says, and does not without a handover: {message}"));

@@ -146,6 +146,17 @@ fn what_a_machine_may_be_the_reason_of_fails_and_is_doubtful() {
 }
 
 #[test]
+fn what_a_stall_leaves_behind_is_doubtful_where_the_stall_itself_is_excused() {
+    let mut report = good();
+    report.messages_after = vec!["stall: rcu: INFO: rcu_preempt self-detected stall on CPU".into()];
+    report.messages_without =
+        Some(vec!["lockup: watchdog: BUG: soft lockup".into(), "stall: rcu: another one".into()]);
+    report.powered_off = false;
+    let verdict = judge(&scenario(), &report);
+    assert!(verdict.wrong.len() == 1 && verdict.is_doubtful(), "{verdict:?}");
+}
+
+#[test]
 fn a_tap_of_several_queues_may_put_answers_out_of_order() {
     let mut report = good();
     report.steps[0].net.as_mut().unwrap().reordered = 64;

@@ -14,6 +14,11 @@ const OF_THE_MACHINE: [&str; 9] = [
     "detected stall",
 ];
 
+/// Whether the machine is known for what is told.
+pub(super) fn is_of_the_machine(what: &str) -> bool {
+    OF_THE_MACHINE.iter().any(|words| what.contains(words))
+}
+
 /// Everything in a report that is not as the scenario wants it, each in one sentence.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
@@ -28,7 +33,7 @@ pub struct Verdict {
 impl Verdict {
     /// Takes note of what is doubtful where the machine is known for it, and wrong otherwise.
     pub(super) fn told(&mut self, what: String) {
-        if OF_THE_MACHINE.iter().any(|words| what.contains(words)) {
+        if is_of_the_machine(&what) {
             self.doubtful.push(what);
             self.of_the_machine = true;
         } else {
