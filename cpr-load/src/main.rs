@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Action::Resume(resume) => commands::resume(resume),
         Action::Check(check) => Ok(commands::check(&check)),
         Action::Inspect(inspect) => commands::inspect(&inspect),
+        Action::Keep(numbers) => commands::keep(&numbers),
     };
     match result {
         Ok(code) => code,

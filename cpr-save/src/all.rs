@@ -5,13 +5,13 @@
 //! 3. A guest that is there when all are saved came meanwhile, and was not.
 //! 4. The end tells of each guest where it is.
 
-use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::slice;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+use std::{fmt, io};
 
 use anyhow::{Context, anyhow};
 use serde_json::{Value, json};
@@ -31,10 +31,42 @@ use crate::{check, handover};
 pub struct All {
     /// How, but for the file. RAM is copied where it would not survive otherwise.
     pub plan: Plan,
-    /// Where their files go, each of the name `NAME.state`.
-    pub directory: PathBuf,
+    /// Where they go.
+    pub shelf: Shelf,
     /// How many are saved at a time; `None`: as many as there are processors.
     pub jobs: Option<NonZero<usize>>,
+}
+
+/// Where several guests wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shelf {
+    /// In files of a directory, each of the name `NAME.state`.
+    Directory(PathBuf),
+    /// In memory that the host's next kernel finds.
+    LiveUpdate,
+}
+
+impl Shelf {
+    /// Where a guest goes, and where `cpr-load` finds it.
+    pub fn of(&self, guest: &str) -> (Address, String) {
+        match self {
+            Self::Directory(path) => {
+                let file = path.join(format!("{guest}.state"));
+                let from = format!("file:{}", file.display());
+                (Address::File(file), from)
+            }
+            Self::LiveUpdate => (Address::LiveUpdate(String::new()), format!("luo:{guest}")),
+        }
+    }
+}
+
+impl fmt::Display for Shelf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => path.display().fmt(f),
+            Self::LiveUpdate => f.write_str("memory, which their keepers have until the kexec"),
+        }
+    }
 }
 
 /// A guest that is to go.
@@ -97,8 +129,7 @@ pub fn save(all: &All, progress: &Progress) -> Result<(), Failure> {
     if !several.failed.is_empty() || !several.not_begun.is_empty() {
         return Err(Failure::Several(several));
     }
-    let text =
-        format!("{} guests saved in {}{}", reports.len(), all.directory.display(), besides(&passed_over));
+    let text = format!("{} guests saved in {}{}", reports.len(), all.shelf, besides(&passed_over));
     progress.done(&text, &json!({"guests": reports, "passed-over": passed_over}));
     Ok(())
 }
@@ -161,9 +192,8 @@ fn besides(passed_over: &[String]) -> String {
 fn ready(all: &All, progress: &Progress) -> Result<Ready, Failure> {
     let (mut ready, mut several) = (Ready::default(), Several::default());
     for (name, vm) in guests().map_err(Failure::refused)? {
-        let file = all.directory.join(format!("{name}.state"));
-        let from = format!("file:{}", file.display());
-        let channels = Channels { main: Some(Address::File(file)), cpr: None };
+        let (to, from) = all.shelf.of(&name);
+        let channels = Channels { main: Some(to), cpr: None };
         let plan = Plan { channels, ..all.plan.clone() };
         match way_of(&vm, plan) {
             Ok(Some(plan)) => ready.guests.push(One { name, vm, plan, from }),

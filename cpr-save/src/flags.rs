@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 use vmm_core::cpr::Mode;
 use vmm_core::monitor::{Address, Channels, paths};
 
-use crate::all::All;
+use crate::all::{All, Shelf};
 
 /// What is to be done, to whom.
 #[derive(Debug)]
@@ -80,6 +80,7 @@ Examples:
   cpr-save exec web -- /opt/cpr/bin/cpr-load
   cpr-save reboot web --to file:/var/lib/cpr/web.state
   cpr-save reboot --all --to dir:/var/lib/cpr
+  cpr-save reboot --all --to luo:
   cpr-save check web --mode reboot --to file:/var/lib/cpr/web.state
   cpr-save status web --json
   cpr-save stop web
@@ -136,8 +137,9 @@ enum Verb {
     Reboot {
         #[command(flatten)]
         which: Which,
-        /// The file, replaced as a whole when everything is in it; with --all the directory for files NAME.state
-        #[arg(long, value_name = "file:PATH|dir:PATH", value_parser = place)]
+        /// The file, replaced as a whole when everything is in it; with --all the directory for files NAME.state; `luo:` is memory that
+        /// the host's next kernel finds, and the RAM with it
+        #[arg(long, value_name = "file:PATH|dir:PATH|luo:", value_parser = place)]
         to: Place,
         /// How many guests are saved at a time [default: as many as there are processors]
         #[arg(long, value_name = "COUNT", conflicts_with = "vm")]
@@ -163,7 +165,7 @@ enum Verb {
         #[arg(long)]
         mode: Mode,
         /// Where the handover would go; with --all a directory
-        #[arg(long, value_name = "unix:PATH|file:PATH|dir:PATH", value_parser = place)]
+        #[arg(long, value_name = "unix:PATH|file:PATH|dir:PATH|luo:", value_parser = place)]
         to: Option<Place>,
         /// Whether reboot mode would copy RAM into the file
         #[arg(long)]
@@ -254,15 +256,18 @@ impl Verb {
                     ..Plan::new(Mode::CprReboot, Channels::default(), &bounds)
                 };
                 match (vm, to) {
-                    (Some(vm), Place::One(to @ Address::File(_))) => {
+                    (_, Place::One(Address::LiveUpdate(_))) if copy_ram => {
+                        return Err(usage("--copy-ram: with luo: the kernel keeps the RAM"));
+                    }
+                    (Some(vm), Place::One(to @ (Address::File(_) | Address::LiveUpdate(_)))) => {
                         let channels = Channels { main: Some(to), cpr: None };
                         (Vm { vm }, Action::Handover(Plan { channels, ..plan }))
                     }
-                    (None, Place::All(directory)) => {
-                        (Vm::default(), Action::SaveAll(All { plan, directory, jobs }))
-                    }
-                    (Some(_), _) => return Err(usage("--to: expected file:PATH")),
-                    (None, _) => return Err(usage("--to: expected dir:PATH with --all")),
+                    (None, to) => match to.for_all() {
+                        Some(shelf) => (Vm::default(), Action::SaveAll(All { plan, shelf, jobs })),
+                        None => return Err(usage("--to: expected dir:PATH or luo: with --all")),
+                    },
+                    (Some(_), _) => return Err(usage("--to: expected file:PATH or luo:")),
                 }
             }
             Self::Check { which: Which { vm, .. }, mode, to, copy_ram, kexec, command } => {
@@ -276,10 +281,12 @@ impl Verb {
                         let cpr = main.clone().filter(|_| mode == Mode::CprTransfer);
                         (Vm { vm }, Action::Check(Plan { channels: Channels { main, cpr }, ..plan }))
                     }
-                    (None, Some(Place::All(directory))) if mode == Mode::CprReboot => {
-                        (Vm::default(), Action::CheckAll(All { plan, directory, jobs: None }))
-                    }
-                    (None, _) => return Err(usage("--all: expected --mode reboot --to dir:PATH")),
+                    (None, to) => match to.and_then(Place::for_all).filter(|_| mode == Mode::CprReboot) {
+                        Some(shelf) => (Vm::default(), Action::CheckAll(All { plan, shelf, jobs: None })),
+                        None => {
+                            return Err(usage("--all: expected --mode reboot, and --to dir:PATH or luo:"));
+                        }
+                    },
                 }
             }
             Self::Status(vm) => (vm, Action::Status),
@@ -315,6 +322,7 @@ fn address(text: &str) -> Result<Address, String> {
     match Address::from_uri(text).map_err(|error| error.desc)? {
         Address::Unix(path) => Ok(Address::Unix(absolute(&path)?)),
         Address::File(path) => Ok(Address::File(absolute(&path)?)),
+        named @ Address::LiveUpdate(_) => Ok(named),
     }
 }
 
@@ -332,6 +340,15 @@ impl Place {
             Self::All(_) => None,
         }
     }
+
+    /// Where all guests go, each under its own name.
+    fn for_all(self) -> Option<Shelf> {
+        match self {
+            Self::All(directory) => Some(Shelf::Directory(directory)),
+            Self::One(Address::LiveUpdate(name)) if name.is_empty() => Some(Shelf::LiveUpdate),
+            Self::One(_) => None,
+        }
+    }
 }
 
 fn place(text: &str) -> Result<Place, String> {
@@ -345,14 +362,14 @@ fn place(text: &str) -> Result<Place, String> {
 fn unix(text: &str) -> Result<Address, String> {
     match address(text)? {
         found @ Address::Unix(_) => Ok(found),
-        Address::File(_) => Err("expected unix:PATH".into()),
+        Address::File(_) | Address::LiveUpdate(_) => Err("expected unix:PATH".into()),
     }
 }
 
 fn file(text: &str) -> Result<Address, String> {
     match address(text)? {
         found @ Address::File(_) => Ok(found),
-        Address::Unix(_) => Err("expected file:PATH".into()),
+        Address::Unix(_) | Address::LiveUpdate(_) => Err("expected file:PATH".into()),
     }
 }
 
@@ -425,6 +442,9 @@ mod tests {
             "reboot web --to dir:/a",
             "reboot --to file:/a",
             "reboot --all --to file:/a",
+            "reboot --all --to luo:web",
+            "reboot web --to luo: --copy-ram",
+            "transfer web --to luo:",
             "reboot web --all --to dir:/a",
             "reboot web --to file:/a --jobs 2",
             "reboot --all --to dir:/a --jobs 0",
@@ -448,9 +468,18 @@ mod tests {
     fn all_guests_go_to_a_directory() {
         let parsed = parse("reboot --all --to dir:/var/lib/cpr --jobs 3 --copy-ram").unwrap();
         let Action::SaveAll(all) = parsed else { panic!("{parsed:?}") };
-        assert_eq!((all.directory, all.jobs), ("/var/lib/cpr".into(), NonZero::new(3)));
+        assert_eq!((all.shelf, all.jobs), (Shelf::Directory("/var/lib/cpr".into()), NonZero::new(3)));
         assert!(all.plan.copy_ram && all.plan.mode == Mode::CprReboot);
         assert!(matches!(parse("check --all --mode reboot --to dir:/a"), Ok(Action::CheckAll(_))));
+    }
+
+    #[test]
+    fn a_live_update_has_the_guests_own_name_unless_another_is_given() {
+        let named = |line: &str| plan(line).channels.main;
+        assert_eq!(named("reboot web --to luo:"), Some(Address::LiveUpdate(String::new())));
+        assert_eq!(named("check web --mode reboot --to luo:db"), Some(Address::LiveUpdate("db".into())));
+        let Action::SaveAll(all) = parse("reboot --all --to luo:").unwrap() else { panic!() };
+        assert_eq!(all.shelf.of("web"), (Address::LiveUpdate(String::new()), "luo:web".into()));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ cpr_tests::tests!(
     a_file_without_room_or_in_a_directory_that_cannot_be_written_fails,
     a_reboot_that_would_lose_ram_is_refused_before_the_guest_stops,
     what_would_not_outlive_a_kexec_is_refused_before_the_guest_stops,
+    what_no_live_update_preserves_is_refused_before_the_guest_stops,
     an_exec_of_a_command_that_does_not_exist_fails,
     an_exec_of_a_command_that_exits_at_once_fails,
     an_exec_of_a_command_that_hangs_fails,
@@ -406,7 +408,7 @@ fn what_would_not_outlive_a_kexec_is_refused_before_the_guest_stops() -> anyhow:
             let arguments = [&verb[1..], &["--kexec"], more].concat();
             vm.save(verb[0], &arguments)
         };
-        for way in ["--copy-ram", "backing=dax", "backing=file"] {
+        for way in ["--copy-ram", "luo:", "backing=dax", "backing=file"] {
             try_with(&["--to", &on_disk])?.must_say(3, way)?;
         }
         try_with(&["--copy-ram", "--to", &in_memory])?.must_say(3, "put it on a disk")?;
@@ -417,6 +419,27 @@ fn what_would_not_outlive_a_kexec_is_refused_before_the_guest_stops() -> anyhow:
     vm.load_with_ram(&kept)?;
     vm.becomes("running")?;
     vm.goes_on()
+}
+
+fn what_no_live_update_preserves_is_refused_before_the_guest_stops() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    // Its RAM is a file.
+    let mut vm = boot(&host)?;
+    for verb in [&["check", "--mode", "reboot"][..], &["reboot"]] {
+        let outcome = vm.save(verb[0], &[&verb[1..], &["--to", "luo:"]].concat())?;
+        outcome.clone().must_say(3, "backing=memfd")?;
+        // Here the kernel has no orchestrator, or it has: in the lab it does.
+        if !Path::new("/dev/liveupdate").exists() {
+            outcome.must_say(3, "liveupdate=on")?;
+        }
+    }
+    as_if_nothing_had_happened(&mut vm)?;
+    let mut nobody = host.load(["resume", "--from", "luo:nobody"])?;
+    let status = nobody.wait(Duration::from_mins(1))?;
+    ensure!(status.code() == Some(1), "cpr-load ended with {status}");
+    let said = nobody.log();
+    ensure!(said.contains("luo:nobody") || said.contains("liveupdate=on"), "cpr-load said {said}");
+    Ok(())
 }
 
 /// Tries to exec a command, and expects the guest back in the process that it was in.

@@ -12,10 +12,10 @@ const REFUSED: u8 = 3;
 
 /// Says whether this host and this build can load a file, and what is in the way.
 pub fn check(check: &Check) -> ExitCode {
-    let blockers = load::check(&check.file, &check.set);
-    let file = check.file.display();
+    let blockers = load::check(&check.place, &check.set);
+    let file = check.place.to_string();
     if check.json {
-        println!("{}", json!({"file": check.file, "loadable": blockers.is_empty(), "blockers": blockers}));
+        println!("{}", json!({"file": file, "loadable": blockers.is_empty(), "blockers": blockers}));
     } else if blockers.is_empty() {
         println!("{file} can be loaded here");
     } else {

@@ -3,6 +3,7 @@
 mod boot;
 mod check;
 mod inspect;
+mod keep;
 mod resume;
 
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use vmm_core::owner::Ended;
 pub use self::boot::boot;
 pub use self::check::check;
 pub use self::inspect::inspect;
+pub use self::keep::keep;
 pub use self::resume::resume;
 
 /// The exit code of a process that had a guest.

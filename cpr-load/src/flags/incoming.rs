@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use vmm_core::cpr::exec::command::Arrival;
 use vmm_core::cpr::exec::stopover::Sockets;
+use vmm_core::cpr::reboot::Place;
 use vmm_core::monitor::{Address, Channels, Incoming};
 use vmm_core::owner::Origin;
 
@@ -22,11 +23,11 @@ pub struct Resume {
     pub paused: bool,
 }
 
-/// A file that is asked about.
+/// A saved guest that is asked about.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Check {
-    /// The file.
-    pub file: PathBuf,
+    /// Where it waits.
+    pub place: Place,
     /// `KEY=VALUE` of what would differ here.
     pub set: Vec<String>,
     /// Whether the answer is JSON.
@@ -44,8 +45,9 @@ pub struct Inspect {
 
 #[derive(Args)]
 pub(super) struct ResumeFlags {
-    /// The socket to listen on for a process that hands over, the file to load, or `defer`: wait for migrate-incoming
-    #[arg(long, value_name = "unix:PATH|file:PATH|defer")]
+    /// The socket to listen on for a process that hands over, the file to load, the guest that the kernel has kept, or `defer`: wait for
+    /// migrate-incoming
+    #[arg(long, value_name = "unix:PATH|file:PATH|luo:NAME|defer")]
     from: String,
     /// The socket for the state, where it is another one than that for descriptors
     #[arg(long, value_name = "unix:PATH")]
@@ -63,8 +65,8 @@ pub(super) struct ResumeFlags {
 
 #[derive(Args)]
 pub(super) struct CheckFlags {
-    /// The file
-    #[arg(long, value_name = "file:PATH")]
+    /// The file, or the guest that the kernel has kept
+    #[arg(long, value_name = "file:PATH|luo:NAME")]
     from: String,
     /// What would differ here, as for resume
     #[arg(long, value_name = "KEY=VALUE")]
@@ -118,7 +120,7 @@ impl ResumeFlags {
             };
             match channels.incoming()? {
                 Incoming::Unix { cpr, main } => Origin::Listen(cpr, Some(main)),
-                Incoming::File(path) => Origin::File(path),
+                Incoming::Saved(place) => Origin::Saved(place),
             }
         };
         check_assignments(&self.set)?;
@@ -129,9 +131,15 @@ impl ResumeFlags {
 impl CheckFlags {
     pub(super) fn check(self) -> anyhow::Result<Check> {
         check_assignments(&self.set)?;
-        match Address::from_uri(&self.from)? {
-            Address::File(file) => Ok(Check { file, set: self.set, json: self.json }),
-            Address::Unix(_) => bail!("--from {}: only a file can be checked; expected file:PATH", self.from),
+        let channels = Channels { main: Some(Address::from_uri(&self.from)?), cpr: None };
+        match channels.incoming()? {
+            Incoming::Saved(place) => Ok(Check { place, set: self.set, json: self.json }),
+            Incoming::Unix { .. } => {
+                bail!(
+                    "--from {}: only a saved guest can be checked; expected file:PATH or luo:NAME",
+                    self.from
+                )
+            }
         }
     }
 }

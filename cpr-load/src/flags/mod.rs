@@ -7,6 +7,7 @@ mod incoming;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use vmm_core::cpr::liveupdate::keeper::Numbers;
 
 pub use self::boot::Boot;
 pub use self::incoming::{Check, Inspect, Resume};
@@ -31,6 +32,8 @@ pub enum Action {
     Check(Check),
     /// Show what a file holds.
     Inspect(Inspect),
+    /// Keep a saved guest.
+    Keep(Numbers),
 }
 
 #[derive(Parser)]
@@ -49,6 +52,7 @@ Examples:
   cpr-load boot --config /etc/cpr/web.toml
   cpr-load resume --from unix:/run/cpr/web-next
   cpr-load resume --from file:/var/lib/cpr/web.state --set memory.path=/dev/dax1.0
+  cpr-load resume --from luo:web
   cpr-load check --from file:/var/lib/cpr/web.state
   cpr-load inspect /var/lib/cpr/web.state --json
 
@@ -80,6 +84,9 @@ enum Verb {
     /// Show what a file holds; also of one that this build cannot load
     #[command(after_help = "Example:\n  cpr-load inspect /var/lib/cpr/web.state --json")]
     Inspect(incoming::InspectFlags),
+    /// Keep a saved guest: what cpr-load starts by itself
+    #[command(hide = true)]
+    Keep { numbers: String },
 }
 
 impl Invocation {
@@ -97,6 +104,10 @@ impl Invocation {
             Verb::Resume(flags) => Action::Resume(flags.check()?),
             Verb::Check(flags) => Action::Check(flags.check()?),
             Verb::Inspect(flags) => Action::Inspect(flags.check()?),
+            Verb::Keep { numbers } => {
+                let expected = "keep: expected SOCKET,SESSION,LIFELINE,FILE…";
+                Action::Keep(Numbers::parse(&numbers).ok_or_else(|| anyhow::anyhow!(expected))?)
+            }
         };
         Ok(Self { log, action })
     }

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use clap::CommandFactory;
 use vmm_core::config::{Backing, ByteSize, ChardevConfig};
+use vmm_core::cpr::reboot::Place;
 use vmm_core::owner::Origin;
 
 use super::*;
@@ -44,7 +45,7 @@ fn the_definition_holds_together() {
 
 #[test]
 fn every_verb_shows_an_example_in_its_help() {
-    for verb in Cli::command().get_subcommands() {
+    for verb in Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
         let help = verb.get_after_help().unwrap_or_else(|| panic!("{}", verb.get_name())).to_string();
         assert!(help.contains(&format!("cpr-load {}", verb.get_name())), "{help}");
         assert!(AFTER_HELP.contains(&format!("cpr-load {}", verb.get_name())), "{help}");
@@ -94,7 +95,8 @@ fn one_socket_serves_as_both_channels_unless_another_is_named() {
     let unix = |cpr: &str, main: &str| Origin::Listen(cpr.into(), Some(main.into()));
     assert_eq!(resume("resume --from unix:/a").from, unix("/a", "/a"));
     assert_eq!(resume("resume --from unix:/a --main unix:/b").from, unix("/a", "/b"));
-    assert_eq!(resume("resume --from file:/f").from, Origin::File("/f".into()));
+    assert_eq!(resume("resume --from file:/f").from, Origin::Saved(Place::File("/f".into())));
+    assert_eq!(resume("resume --from luo:web").from, Origin::Saved(Place::LiveUpdate("web".into())));
     assert_eq!(resume("resume --from defer --monitor /m").from, Origin::Deferred);
 }
 

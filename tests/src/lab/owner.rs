@@ -37,6 +37,8 @@ pub struct Owner {
     ram: PathBuf,
     /// Whether its RAM goes into the file when it is saved to one.
     copied: bool,
+    /// Whether it is saved to no file, and its RAM is kept by the kernel.
+    live_update: bool,
     /// With whom it does what they do at the same time.
     meeting: Option<Arc<Meeting>>,
 }
@@ -66,18 +68,28 @@ impl Owner {
     /// The first process of a guest's under this kernel.
     fn of(name: &'static str, guest: &Guest, process: Child, meeting: Option<Arc<Meeting>>) -> Self {
         let (ram, copied) = (ram(name, guest.backing), guest.backing == Backing::Memfd);
-        Self { name, process, started: 1, confined: false, device: None, ram, copied, meeting }
+        let live_update = guest.live_update;
+        Self { name, process, started: 1, confined: false, device: None, ram, copied, live_update, meeting }
     }
 
     /// Loads a guest that was saved under the host's kernel before this one, and can be once.
     pub fn resume_kept(name: &'static str, guest: &Guest, meeting: Option<Arc<Meeting>>) -> Result<Self> {
         let file = kept_state_file(name);
-        stale::refuse_all(name, &file, guest.backing == Backing::Memfd)?;
-        let from = format!("file:{}", file.display());
+        let from = if guest.live_update {
+            stale::refuse_strange(name)?;
+            luo(name)
+        } else {
+            stale::refuse_all(name, &file, guest.backing == Backing::Memfd)?;
+            format!("file:{}", file.display())
+        };
         let process = load(name, &["resume".to_owned(), format!("--from={from}")], 0, false)?;
         let owner = Self::of(name, guest, process, meeting);
         owner.loaded().inspect_err(|_| owner.show_logs())?;
-        stale::keep(&file)?;
+        if guest.live_update {
+            stale::refuse_loaded(name)?;
+        } else {
+            stale::keep(&file)?;
+        }
         Ok(owner)
     }
 
@@ -195,9 +207,23 @@ impl Owner {
     }
 
     fn reboot(&mut self) -> Result<Value> {
+        if self.live_update {
+            return self.back_from_a_live_update();
+        }
         let file = state_file(self.name);
         self.save_to(&file)?;
         self.load_from(&file)
+    }
+
+    /// Saves the guest for the next kernel, which does not come, and loads it under this one.
+    fn back_from_a_live_update(&mut self) -> Result<Value> {
+        save(&["reboot", self.name, "--to", "luo:", "--kexec"])?;
+        self.has_saved()?;
+        stale::refuse_strange(self.name)?;
+        self.process = self.resume(&luo(self.name))?;
+        let loaded = self.loaded()?;
+        stale::refuse_loaded(self.name)?;
+        Ok(loaded)
     }
 
     fn save_to(&mut self, file: &Path) -> Result<()> {
@@ -231,6 +257,11 @@ impl Owner {
         let loaded = |status: &Value| ["running", "paused"].iter().any(|state| status["run-state"] == *state);
         until("the guest to be loaded", || Ok(status(self.name).ok().filter(loaded)))
     }
+}
+
+/// Where a guest is that the kernel has kept.
+fn luo(name: &str) -> String {
+    format!("luo:{name}")
 }
 
 /// How `cpr-load` is asked to boot a guest with such RAM; and the descriptors that are given to it.
@@ -331,8 +362,8 @@ impl Machine for Owner {
 
     fn save(&mut self) -> Result<()> {
         if self.leads() {
-            let copied: &[&str] = if self.copied { &["--copy-ram"] } else { &[] };
-            let to = format!("dir:{}", kexec::KEPT);
+            let copied: &[&str] = if self.copied && !self.live_update { &["--copy-ram"] } else { &[] };
+            let to = if self.live_update { "luo:".to_owned() } else { format!("dir:{}", kexec::KEPT) };
             let said = save(&[&["reboot", "--all", "--kexec", "--to", &to], copied].concat())?;
             for guest in said["guests"].as_array().into_iter().flatten() {
                 let report = &guest["report"];

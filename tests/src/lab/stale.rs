@@ -1,4 +1,4 @@
-//! State files that must not be loaded under the host's next kernel, each tried before the one that must.
+//! What must not be loaded under the host's next kernel, each tried before what must.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::commands::refused;
+use super::commands::{refused, until};
+use super::paths::RUNTIME;
 
 /// What was loaded one kernel before, if that was not the first.
 fn old(file: &Path) -> PathBuf {
@@ -34,6 +35,29 @@ pub fn refuse_all(name: &str, file: &Path, with_ram: bool) -> Result<()> {
     };
     let old = old(file);
     if old.exists() { refuse(name, &old, was_loaded) } else { Ok(()) }
+}
+
+/// Tries to load a guest that is nowhere, and one that the kernel has kept with what cannot be had here, which leaves it there.
+pub fn refuse_strange(name: &str) -> Result<()> {
+    let resume = |from: &str, set: &[&str], word: &str| {
+        let words = ["resume", "--from", from].into_iter().chain(set.iter().copied()).map(str::to_owned);
+        refused(name, &words.collect::<Vec<_>>(), word)
+    };
+    let nobody = format!("luo:not-{name}");
+    resume(&nobody, &[], &format!("no guest waits as {nobody}"))?;
+    let from = format!("luo:{name}");
+    for _ in 0..2 {
+        resume(&from, &["--set", "serial=file:/nowhere/serial"], "/nowhere/serial")?;
+    }
+    Ok(())
+}
+
+/// Tries to load a guest once more.
+pub fn refuse_loaded(name: &str) -> Result<()> {
+    until("the keeper to end", || {
+        Ok((!Path::new(RUNTIME).join(format!("{name}.kept")).exists()).then_some(()))
+    })?;
+    refused(name, &["resume".to_owned(), format!("--from=luo:{name}")], "no keeper of it runs")
 }
 
 fn written(file: &Path, what: &str, bytes: &[u8]) -> Result<PathBuf> {

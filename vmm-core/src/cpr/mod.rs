@@ -5,6 +5,7 @@ pub mod error;
 pub mod exec;
 pub mod fds;
 pub mod format;
+pub mod liveupdate;
 pub mod observer;
 pub mod ownership;
 pub mod reboot;

@@ -1,5 +1,6 @@
 //! What a machine's devices are on, on this host: opened, handed over, or opened again.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::config::{ChardevConfig, DeviceConfig, MachineConfig};
@@ -14,7 +15,6 @@ use crate::devices::virtio::console::Console;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
-use crate::memory::RamFate;
 
 /// Where what a device is on comes from.
 #[derive(Debug)]
@@ -25,8 +25,19 @@ pub enum Source<'a> {
     Kept(&'a mut FdTable),
     /// Descriptors of a guest that begins anew.
     Restarted(&'a mut FdTable),
-    /// From what the configuration names, for a guest that has lived on it, and whose RAM became of this.
-    Reopened(RamFate),
+    /// From what the configuration names, for a guest that has lived on it, and whose RAM is there.
+    Reopened(SavedRam),
+}
+
+/// Where the RAM of a saved guest is.
+#[derive(Debug)]
+pub enum SavedRam {
+    /// Where the configuration says.
+    Stays,
+    /// In the file; it is made anew.
+    Copied,
+    /// In these, which the kernel has kept; in the order of the blocks.
+    Preserved(std::vec::IntoIter<OwnedFd>),
 }
 
 /// The devices that are on something of the host's, not yet in a machine.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::backends::{Backends, Source};
+use super::backends::{Backends, SavedRam, Source};
 use super::background::in_background;
 use super::build::{self, Parts};
 use super::entrance::Entrance;
@@ -16,7 +16,7 @@ use crate::cpr::fds::{FdError, FdName, FdTable};
 use crate::cpr::format::{SectionKind, StateReader};
 use crate::cpr::reboot::stamp;
 use crate::cpr::report::Stopwatch;
-use crate::memory::{RamBlock, RamBlockState, RamFate};
+use crate::memory::{RamBlock, RamBlockState};
 use crate::vcpu::state::VcpuState;
 use crate::x86::clock::{ClockState, Resumption};
 use crate::x86::irqchip::VmState;
@@ -77,7 +77,15 @@ impl Incoming {
                 Source::Kept(fds) => {
                     RamBlock::adopt(&block.name, fds.take(&FdName::new(&block.name, 0))?, &block)?
                 }
-                Source::Reopened(RamFate::Copied) => {
+                Source::Reopened(SavedRam::Preserved(kept)) => {
+                    if let Some(rom) = RamBlock::rom_of(&config.memory, &block)? {
+                        rom
+                    } else {
+                        let missing = || FdError::Missing(FdName::new(&block.name, 0));
+                        RamBlock::adopt(&block.name, kept.next().ok_or_else(missing)?, &block)?
+                    }
+                }
+                Source::Reopened(SavedRam::Copied) => {
                     let ram = RamBlock::renew(&config.memory, &block, overrides.trial)?;
                     if let Some(location) = ram.stamp_location() {
                         stamp::refuse_waiting(&location)?;
@@ -85,7 +93,7 @@ impl Incoming {
                     }
                     ram
                 }
-                Source::New | Source::Restarted(_) | Source::Reopened(RamFate::Stays) => {
+                Source::New | Source::Restarted(_) | Source::Reopened(SavedRam::Stays) => {
                     RamBlock::reopen(&config.memory, &block)?
                 }
             });

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvm_ioctls::VmFd;
 
-pub use self::backends::Source;
+pub use self::backends::{SavedRam, Source};
 pub use self::build::Devices;
 pub use self::cold::Waiting;
 pub use self::entrance::{Ending, Entrance};

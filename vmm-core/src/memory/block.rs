@@ -120,7 +120,7 @@ impl RamBlock {
     }
 
     /// A ROM, made from its image in `state`; none for RAM, which must have the configuration's size.
-    fn rom_of(config: &MemoryConfig, state: &RamBlockState) -> Result<Option<Self>, MemoryError> {
+    pub(crate) fn rom_of(config: &MemoryConfig, state: &RamBlockState) -> Result<Option<Self>, MemoryError> {
         if state.kind == RamKind::Rom {
             return Self::create_rom(&state.name, &state.image).map(Some);
         }
@@ -320,6 +320,21 @@ impl RamBlock {
             .map_err(MemoryError::io(&self.name, format!("unlocking {}", path.display())))
     }
 
+    /// What of a memfd the kernel would preserve, and not give back as it was.
+    fn spoilt_by_a_live_update(&self) -> Option<Blocker> {
+        // Linux 7.2 keeps a pointer for each page in one allocation, and gives an executable file back, to which it adds the seals.
+        const LESS_THAN: u64 = 1 << 40;
+        let why = if self.size >= LESS_THAN {
+            format!("a live update preserves less than {} in one memfd", ByteSize(LESS_THAN))
+        } else if self.seals & libc::F_SEAL_EXEC as u32 != 0 {
+            "its memfd is sealed against execution (vm.memfd_noexec), and would come back read-only"
+                .to_owned()
+        } else {
+            return None;
+        };
+        Some(Blocker::new(&self.name, why))
+    }
+
     /// What stands in the way of a handover in this mode.
     pub fn survives(&self, mode: Mode, fate: RamFate) -> Option<Blocker> {
         if mode != Mode::CprReboot {
@@ -328,6 +343,12 @@ impl RamBlock {
         let what = match (fate, self.kind) {
             (RamFate::Stays, RamKind::Memfd) => "a memfd",
             (RamFate::Stays, RamKind::Hugetlb) => "a hugetlb memfd",
+            (RamFate::Preserved, RamKind::Memfd) => return self.spoilt_by_a_live_update(),
+            (RamFate::Preserved, RamKind::Hugetlb | RamKind::File | RamKind::Dax) => {
+                let why = "a live update preserves RAM in a memfd of ordinary pages, and no other: boot the guest with backing=memfd, or \
+                           save it to a file";
+                return Some(Blocker::new(&self.name, why));
+            }
             (RamFate::Copied, RamKind::Dax) => {
                 let why = "RAM in a DAX device is not copied, for it outlives a kexec: leave out --copy-ram";
                 return Some(Blocker::new(&self.name, why));
@@ -337,8 +358,8 @@ impl RamBlock {
         Some(Blocker::new(
             &self.name,
             format!(
-                "RAM in {what} ends with its process; --copy-ram takes it along in the state file; \
-                 backing=file on /dev/shm outlives the process, backing=dax a kexec too"
+                "RAM in {what} ends with its process; --copy-ram takes it along in the state file; --to luo: has the kernel keep \
+                 it where that can (backing=memfd); backing=file on /dev/shm outlives the process, backing=dax a kexec too"
             ),
         ))
     }
@@ -351,7 +372,7 @@ impl RamBlock {
             &self.name,
             format!(
                 "RAM in {}, which is in memory, ends with the host's kernel; --copy-ram takes it along in the state file; \
-                 backing=dax outlives a kexec, and backing=file does on a disk or a DAX file system",
+                 backing=dax outlives a kexec, backing=file does on a disk or a DAX file system, and backing=memfd with --to luo:",
                 path.display()
             ),
         ))

@@ -29,6 +29,7 @@ pub use self::block::{RAM, ROM, RamBlock};
 pub use self::check::is_in_memory;
 pub use self::error::MemoryError;
 pub use self::map::GuestRam;
+pub(crate) use self::open::memfd;
 pub(crate) use self::populate::next_data;
 pub use self::slots::{MemorySlot, set_slots};
 pub use self::stamp::StampLocation;

@@ -22,7 +22,7 @@ pub(super) const RAM_SEALS: SealFlag =
     SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
 
 /// A memfd of `size` bytes starting with `image`, sealed against resizing.
-pub(super) fn memfd(
+pub(crate) fn memfd(
     name: &str,
     size: u64,
     huge: Option<HugePageSize>,

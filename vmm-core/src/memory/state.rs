@@ -28,6 +28,8 @@ pub enum RamFate {
     Stays,
     /// It goes into the file, and is made anew.
     Copied,
+    /// The kernel keeps it for the next one.
+    Preserved,
 }
 
 impl RamFate {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::args::Args;
 use super::control::CommandError;
 use crate::cpr::Mode;
+use crate::cpr::reboot::Place;
 
 /// Where state goes to or comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,16 +16,19 @@ pub enum Address {
     Unix(PathBuf),
     /// A file (`file:PATH`).
     File(PathBuf),
+    /// Memory that the host's next kernel finds (`luo:NAME`); without a name that of the guest.
+    LiveUpdate(String),
 }
 
 impl Address {
-    /// Reads a URI: `unix:PATH` or `file:PATH`.
+    /// Reads a URI: `unix:PATH`, `file:PATH` or `luo:NAME`.
     pub fn from_uri(uri: &str) -> Result<Self, CommandError> {
         match uri.split_once(':') {
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("luo", name)) => Ok(Self::LiveUpdate(name.into())),
             _ => Err(CommandError::generic(format!(
-                "'{uri}' is no address for a handover; expected unix:PATH or file:PATH"
+                "'{uri}' is no address for a handover; expected unix:PATH, file:PATH or luo:NAME"
             ))),
         }
     }
@@ -34,6 +38,7 @@ impl Address {
         match self {
             Self::Unix(path) => json!({"transport": "socket", "type": "unix", "path": path}),
             Self::File(path) => json!({"transport": "file", "filename": path, "offset": 0}),
+            Self::LiveUpdate(name) => json!({"transport": "x-luo", "name": name}),
         }
     }
 
@@ -55,7 +60,8 @@ impl Address {
                 }
                 Self::File(args.string("filename")?.into())
             }
-            _ => return Err(CommandError::value("transport", &transport, "socket or file")),
+            "x-luo" => Self::LiveUpdate(args.string("name")?),
+            _ => return Err(CommandError::value("transport", &transport, "socket, file or x-luo")),
         };
         args.finish()?;
         Ok(address)
@@ -83,11 +89,8 @@ pub enum Destination {
     },
     /// To this process's next image.
     Exec,
-    /// To a file.
-    Reboot {
-        /// The file.
-        file: PathBuf,
-    },
+    /// To where a later process finds it.
+    Reboot(Place),
 }
 
 /// Where a guest comes from (`migrate-incoming`).
@@ -100,8 +103,8 @@ pub enum Incoming {
         /// For state.
         main: PathBuf,
     },
-    /// From a file.
-    File(PathBuf),
+    /// From where it was saved to.
+    Saved(Place),
 }
 
 impl Channels {
@@ -157,19 +160,24 @@ impl Channels {
             (Mode::CprTransfer, None, Some(Address::Unix(cpr))) => {
                 Ok(Destination::Transfer { main: cpr.clone(), cpr })
             }
-            (Mode::CprTransfer, _, Some(Address::File(_))) => {
+            (Mode::CprTransfer, _, Some(Address::File(_) | Address::LiveUpdate(_))) => {
                 refused("bad cpr channel address; must be unix")
             }
-            (Mode::CprTransfer, Some(Address::File(_)), _) => {
+            (Mode::CprTransfer, Some(Address::File(_) | Address::LiveUpdate(_)), _) => {
                 refused("bad main channel address; must be unix")
             }
             (Mode::CprExec, None, None) => Ok(Destination::Exec),
             (Mode::CprExec, ..) => {
                 refused("cpr-exec keeps its state in memory; leave 'uri' and 'channels' out")
             }
-            (Mode::CprReboot, Some(Address::File(file)), None) => Ok(Destination::Reboot { file }),
+            (Mode::CprReboot, Some(Address::File(file)), None) => Ok(Destination::Reboot(Place::File(file))),
+            (Mode::CprReboot, Some(Address::LiveUpdate(name)), None) => {
+                Ok(Destination::Reboot(Place::LiveUpdate(name)))
+            }
             (Mode::CprReboot, _, Some(_)) => refused("cpr-reboot takes no 'cpr' channel"),
-            (Mode::CprReboot, ..) => refused("cpr-reboot needs a main channel to a file (file:PATH)"),
+            (Mode::CprReboot, ..) => {
+                refused("cpr-reboot needs a main channel to a file (file:PATH), or to a live update (luo:)")
+            }
         }
     }
 
@@ -178,10 +186,13 @@ impl Channels {
         match (self.main, self.cpr) {
             (Some(Address::Unix(main)), None) => Ok(Incoming::Unix { cpr: main.clone(), main }),
             (Some(Address::Unix(main)), Some(Address::Unix(cpr))) => Ok(Incoming::Unix { cpr, main }),
-            (Some(Address::File(file)), None) => Ok(Incoming::File(file)),
+            (Some(Address::File(file)), None) => Ok(Incoming::Saved(Place::File(file))),
+            (Some(Address::LiveUpdate(name)), None) if !name.is_empty() => {
+                Ok(Incoming::Saved(Place::LiveUpdate(name)))
+            }
             (None, None) => Err(CommandError::generic("need either 'uri' or 'channels' argument")),
             _ => Err(CommandError::generic(
-                "expected a main channel to a file, or a main and a cpr channel to UNIX sockets",
+                "expected a main channel to a file or to luo:NAME, or a main and a cpr channel to UNIX sockets",
             )),
         }
     }

@@ -21,7 +21,8 @@ use crate::cpr::exec::command::ExecCommand;
 use crate::cpr::exec::depart::Departure;
 use crate::cpr::exec::probe;
 use crate::cpr::exec::stopover::Stopover;
-use crate::cpr::reboot;
+use crate::cpr::liveupdate;
+use crate::cpr::reboot::{self, Place};
 use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::{Channel, was_cancelled};
 use crate::cpr::transfer::source::{self, Limits, Terms};
@@ -38,7 +39,22 @@ impl Destination {
         match self {
             Self::Transfer { .. } => Mode::CprTransfer,
             Self::Exec => Mode::CprExec,
-            Self::Reboot { .. } => Mode::CprReboot,
+            Self::Reboot(_) => Mode::CprReboot,
+        }
+    }
+
+    /// What becomes of RAM on the way there, where it is the kernel that decides.
+    fn fate(&self) -> Option<RamFate> {
+        matches!(self, Self::Reboot(Place::LiveUpdate(_))).then_some(RamFate::Preserved)
+    }
+
+    /// Where a guest that is called so goes, which is a name of its own where none was given.
+    fn of(self, guest: &str) -> Self {
+        match self {
+            Self::Reboot(Place::LiveUpdate(name)) if name.is_empty() => {
+                Self::Reboot(Place::LiveUpdate(guest.to_owned()))
+            }
+            other => other,
         }
     }
 }
@@ -60,14 +76,19 @@ impl Shared {
     /// What stands in the way, as far as it can be known without doing it.
     pub(super) fn blockers(&self, guest: &Machine, request: &CheckRequest) -> Vec<Blocker> {
         let CheckRequest { mode, destination, exec_command, fate, kexec } = request;
-        let mut blockers = guest.blockers(*mode, *fate);
-        match destination {
+        let destination = destination.clone().map(|to| to.of(&guest.config().name));
+        let fate = destination.as_ref().and_then(Destination::fate).unwrap_or(*fate);
+        let mut blockers = guest.blockers(*mode, fate);
+        match &destination {
             Some(Destination::Transfer { cpr, main }) => {
                 for path in [cpr, main] {
                     blockers.extend(unreachable(path));
                 }
             }
-            Some(Destination::Reboot { file }) => blockers.extend(unwritable(file, *kexec)),
+            Some(Destination::Reboot(Place::File(file))) => blockers.extend(unwritable(file, *kexec)),
+            Some(Destination::Reboot(Place::LiveUpdate(name))) => {
+                blockers.extend(liveupdate::blocker(name, guest.ram_block()));
+            }
             Some(Destination::Exec) | None => {}
         }
         if *mode == Mode::CprExec {
@@ -75,7 +96,7 @@ impl Shared {
             blockers.extend(executable(exec_command.as_ref().unwrap_or(&set)).err());
         }
         if *kexec {
-            blockers.extend(ends_with_the_kernel(guest, *mode, *fate));
+            blockers.extend(ends_with_the_kernel(guest, *mode, fate));
         }
         blockers.dedup();
         blockers
@@ -88,7 +109,8 @@ impl Shared {
         if handover.cancel.is_some() {
             return Err(CommandError::generic("a handover is under way already; migrate_cancel ends it"));
         }
-        let fate = self.ram_fate();
+        let destination = destination.of(&guest.config().name);
+        let fate = destination.fate().unwrap_or_else(|| self.ram_fate());
         let request = CheckRequest {
             mode: destination.mode(),
             destination: Some(destination.clone()),
@@ -134,8 +156,8 @@ impl Shared {
             Destination::Transfer { cpr, main } => {
                 self.transfer(guest, &cpr, &main, limits, &cancel, &observer, watch)
             }
-            Destination::Reboot { file } => {
-                reboot::save::save(guest, &file, fate, limits, &cancel, &observer, watch)
+            Destination::Reboot(place) => {
+                reboot::save::save(guest, &place, fate, limits, &cancel, &observer, watch)
             }
             Destination::Exec => match self.lead_away(guest, limits, cancel, &observer, watch) {
                 // The main thread goes on with it.

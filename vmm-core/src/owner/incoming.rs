@@ -108,8 +108,8 @@ pub(super) fn receive(origin: &Origin, overrides: &Overrides) -> Result<Guest, O
             Ok(Guest::new(taken.machine, taken.fds, taken.monitor))
         }
         Origin::Stopover(sockets) => stop_over(*sockets, overrides),
-        Origin::File(path) => {
-            let machine = reboot::load::load(path, overrides)?;
+        Origin::Saved(place) => {
+            let machine = reboot::load::load(place, overrides)?;
             Ok(Guest::new(machine, FdTable::new(), None))
         }
         Origin::Exec(arrival) => {

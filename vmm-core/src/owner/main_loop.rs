@@ -250,7 +250,7 @@ impl Owner {
             Task::Incoming(from) => {
                 let origin = match from {
                     IncomingFrom::Unix { cpr, main } => Origin::Listen(cpr, Some(main)),
-                    IncomingFrom::File(path) => Origin::File(path),
+                    IncomingFrom::Saved(place) => Origin::Saved(place),
                 };
                 if let Err(error) = self.start_receiving(origin) {
                     tracing::error!("{error}");

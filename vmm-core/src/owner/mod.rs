@@ -31,6 +31,7 @@ use crate::cpr::exec::state::Settings;
 use crate::cpr::exec::stopover::Sockets;
 use crate::cpr::fds::FdTable;
 use crate::cpr::format::StateWriter;
+use crate::cpr::reboot::Place;
 use crate::cpr::report::Phase;
 use crate::cpr::report::{Report, Stopwatch};
 use crate::cpr::transfer::source::{ReadyTarget, Terms};
@@ -50,8 +51,8 @@ pub enum Origin {
     Listen(PathBuf, Option<PathBuf>),
     /// A process at the other end of this descriptor.
     Connected(std::os::fd::RawFd),
-    /// A file.
-    File(PathBuf),
+    /// Where it was saved to.
+    Saved(Place),
     /// The stopover that this process's guest is in since it executed this image.
     Exec(Arrival),
     /// A process that is about to execute its new binary; from here it goes on.

@@ -21,6 +21,9 @@ pub struct Guest {
     /// What its RAM is made of.
     #[serde(default)]
     pub backing: Backing,
+    /// Whether it is saved to memory that the host's next kernel finds, and its RAM with it.
+    #[serde(default)]
+    pub live_update: bool,
     /// A userland of its own, on a disk before all others; its console is the serial port.
     pub root: Option<Root>,
     /// What it talks to the lab over.

@@ -170,10 +170,12 @@ impl Scenario {
         let may_kexec = scenario.guest.net.is_none()
             && !scenario.guest.vsock
             && scenario.assigned().is_empty()
-            && scenario.second.as_ref().is_none_or(|second| second.backing == scenario.guest.backing);
+            && scenario.second.as_ref().is_none_or(|second| {
+                (second.backing, second.live_update) == (scenario.guest.backing, scenario.guest.live_update)
+            });
         ensure!(
             kexecs == next && (next == 0 || may_kexec),
-            "{}: a host has a next kernel for each kexec, and then its guests have one backing, and no network, AF_VSOCK or device of its",
+            "{}: a host has a next kernel for each kexec, and then its guests have one backing, are saved alike, and have no network, AF_VSOCK or device of its",
             path.display()
         );
         Ok(scenario)

@@ -27,19 +27,24 @@ pub(super) struct Start<'a> {
 impl Start<'_> {
     /// Starts it: `PROGRAM … resume --from FROM`.
     pub(super) fn spawn(self) -> io::Result<Child> {
-        let fds: Vec<RawFd> = self.inherited.iter().map(|fd| fd.as_raw_fd()).collect();
         let mut command = Command::new(self.program);
         command.args(self.leading).args(["resume", "--from", &self.from]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.errors);
-        let inherit = move || {
-            fds.iter().try_for_each(|fd| {
-                // SAFETY: open in the child until it executes: the caller holds it over the spawn.
-                let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
-                fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map(drop).map_err(Into::into)
-            })
-        };
-        // SAFETY: the closure makes one system call for each descriptor, allocates nothing, and takes no lock.
-        unsafe { command.pre_exec(inherit) };
-        command.spawn()
+        spawn(command, self.inherited)
     }
+}
+
+/// Starts a program with descriptors that are not closed in it.
+pub(in crate::cpr) fn spawn(mut command: Command, inherited: &[&OwnedFd]) -> io::Result<Child> {
+    let fds: Vec<RawFd> = inherited.iter().map(|fd| fd.as_raw_fd()).collect();
+    let inherit = move || {
+        fds.iter().try_for_each(|fd| {
+            // SAFETY: open in the child until it executes: the caller holds it over the spawn.
+            let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map(drop).map_err(Into::into)
+        })
+    };
+    // SAFETY: the closure makes one system call for each descriptor, allocates nothing, and takes no lock.
+    unsafe { command.pre_exec(inherit) };
+    command.spawn()
 }

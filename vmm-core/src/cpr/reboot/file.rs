@@ -285,15 +285,8 @@ pub fn look_at(path: &Path) -> Result<Saved, FileError> {
     if (uid != expected && uid != 0) || mode & 0o077 != 0 {
         return Err(FileError::NotOurs { path: path.to_owned(), uid, mode, expected });
     }
-    let too_large = |found| FileError::TooLarge { path: path.to_owned(), found, max: MAX_STATE as u64 };
-    let layout = Layout::of(&file, metadata.len()).map_err(|e| failed(path, "reading it", e))?;
-    let length = layout.state.end - layout.state.start;
-    if length > MAX_STATE as u64 {
-        return Err(too_large(length));
-    }
-    let mut state = vec![0; length as usize];
-    file.read_exact_at(&mut state, layout.state.start).map_err(|e| failed(path, "reading it", e))?;
-    let ram = match layout.chunks {
+    let (state, chunks) = contents(&file, metadata.len(), path)?;
+    let ram = match chunks {
         Some(chunks) => {
             let file = writable(&file).map_err(|e| failed(path, "opening it for writing", e))?;
             Some((file, chunks))
@@ -301,6 +294,25 @@ pub fn look_at(path: &Path) -> Result<Saved, FileError> {
         None => None,
     };
     Ok(Saved { state, ram })
+}
+
+/// Reads the state in memory that the kernel has kept, which is called so.
+pub fn state_in(memory: &File, name: &str) -> Result<Vec<u8>, FileError> {
+    let path = Path::new(name);
+    let length = memory.metadata().map_err(|e| failed(path, "looking at it", e))?.len();
+    contents(memory, length, path).map(|(state, _)| state)
+}
+
+/// The state in a file of so many bytes, and where it has chunks of RAM, if it can have any.
+fn contents(file: &File, length: u64, path: &Path) -> Result<(Vec<u8>, Option<Range<u64>>), FileError> {
+    let Layout { state: at, chunks } = Layout::of(file, length).map_err(|e| failed(path, "reading it", e))?;
+    let found = at.end - at.start;
+    if found > MAX_STATE as u64 {
+        return Err(FileError::TooLarge { path: path.to_owned(), found, max: MAX_STATE as u64 });
+    }
+    let mut state = vec![0; found as usize];
+    file.read_exact_at(&mut state, at.start).map_err(|e| failed(path, "reading it", e))?;
+    Ok((state, chunks))
 }
 
 /// The same file, whatever has its name by now.

@@ -1,4 +1,4 @@
-//! The new process's side: the state from its file, the RAM found in place, or taken out of the file.
+//! The new process's side: the state from where it waits, the RAM found in place, taken out of the file, or kept by the kernel.
 
 use std::fs::File;
 use std::path::Path;
@@ -6,16 +6,19 @@ use std::sync::Arc;
 
 use super::copy::{Copied, CopyError};
 use super::file::{self, FileError, Saved};
+use super::place::Place;
 use super::stamp::{RamStamp, Stamp, StampError};
 use crate::config::{Backing, MachineConfig};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::format::{FormatError, SectionKind, StateReader};
+use crate::cpr::liveupdate::keeper::Visit;
+use crate::cpr::liveupdate::{self, LiveUpdateError};
 use crate::cpr::ownership::{OwnershipError, PAGE_SIZE};
 use crate::cpr::report::Stopwatch;
 use crate::machine::state::MachineState;
-use crate::machine::{Ending, Incoming, LoadError, Machine, Overrides, Source};
-use crate::memory::{RamBlock, RamBlockState, RamFate, RamKind};
+use crate::machine::{Ending, Incoming, LoadError, Machine, Overrides, SavedRam, Source};
+use crate::memory::{RamBlock, RamBlockState, RamKind};
 use crate::x86::clock::ClockState;
 
 /// Why a saved guest was not loaded. It is where it was: in its file and its RAM.
@@ -24,10 +27,13 @@ pub enum RebootError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The kernel's memory.
+    #[error(transparent)]
+    LiveUpdate(#[from] LiveUpdateError),
     /// The file's contents.
     #[error("{path}: {source}")]
     Format {
-        /// The file.
+        /// Where the guest waits.
         path: String,
         /// What is wrong with it.
         source: FormatError,
@@ -35,7 +41,7 @@ pub enum RebootError {
     /// The state was written for another mode.
     #[error("{path}: it holds a guest saved for {found}; expected {}", Mode::CprReboot)]
     Mode {
-        /// The file.
+        /// Where the guest waits.
         path: String,
         /// The mode.
         found: Mode,
@@ -43,7 +49,7 @@ pub enum RebootError {
     /// The machine could not be built or loaded.
     #[error("{path}: {source}")]
     Load {
-        /// The file.
+        /// Where the guest waits.
         path: String,
         /// Why.
         source: Box<LoadError>,
@@ -51,7 +57,7 @@ pub enum RebootError {
     /// The RAM is not the file's.
     #[error("{path}: {source}")]
     Stamp {
-        /// The file.
+        /// Where the guest waits.
         path: String,
         /// Why.
         source: StampError,
@@ -59,7 +65,7 @@ pub enum RebootError {
     /// The RAM in the file.
     #[error("{path}: {source}")]
     Copy {
-        /// The file.
+        /// Where the guest waits.
         path: String,
         /// Why.
         source: CopyError,
@@ -67,7 +73,7 @@ pub enum RebootError {
     /// Somebody else has the guest.
     #[error("{path}: {source}")]
     Ownership {
-        /// The file.
+        /// Where the guest waits.
         path: String,
         /// Why.
         source: OwnershipError,
@@ -75,7 +81,7 @@ pub enum RebootError {
     /// This process is to end.
     #[error("{path}: {source}")]
     Ending {
-        /// The file.
+        /// Where the guest waits.
         path: String,
         /// Why.
         source: Ending,
@@ -83,7 +89,7 @@ pub enum RebootError {
     /// This process cannot make ready for the guest.
     #[error("{path}: {source}")]
     Admit {
-        /// The file.
+        /// Where the guest waits.
         path: String,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -95,7 +101,7 @@ pub enum RebootError {
          if only the clock was set, set it right"
     )]
     Reset {
-        /// The file.
+        /// Where the guest waits.
         path: String,
         /// The DAX device.
         device: String,
@@ -103,7 +109,7 @@ pub enum RebootError {
     /// The configuration has RAM that leaves no stamp.
     #[error("{path}: its RAM cannot have outlived the process that saved it")]
     NoRam {
-        /// The file.
+        /// Where the guest waits.
         path: String,
     },
 }
@@ -113,13 +119,43 @@ struct Found {
     reader: StateReader,
     incoming: Incoming,
     stamp: Stamp,
-    copied: Option<Copied>,
+    ram: FoundRam,
 }
 
-fn find(path: &Path, overrides: &Overrides) -> Result<Found, RebootError> {
-    let name = || path.display().to_string();
+/// Where the RAM of a saved guest was found.
+enum FoundRam {
+    InPlace,
+    Copied(Copied),
+    /// Visited until it is known whose the guest is.
+    Preserved {
+        _visit: Visit,
+    },
+}
+
+/// What waits in a place: the state, and where RAM is that is not where the configuration says.
+enum Waits {
+    InFile(Saved),
+    Preserved(Vec<u8>, Visit),
+}
+
+fn open(place: &Place) -> Result<Waits, RebootError> {
+    match place {
+        Place::File(path) => Ok(Waits::InFile(file::read(path)?)),
+        Place::LiveUpdate(guest) => {
+            let visit = liveupdate::find(guest)?;
+            let state = file::state_in(&visit.state, &place.to_string())?;
+            Ok(Waits::Preserved(state, visit))
+        }
+    }
+}
+
+fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
+    let name = || place.to_string();
     let format = |source| RebootError::Format { path: name(), source };
-    let Saved { state, ram } = file::read(path)?;
+    let (state, copy, preserved) = match open(place)? {
+        Waits::InFile(Saved { state, ram }) => (state, ram, None),
+        Waits::Preserved(state, visit) => (state, None, Some(visit)),
+    };
     let mut reader = StateReader::parse(&state).map_err(format)?;
     let found = reader.header().mode;
     if found != Mode::CprReboot {
@@ -134,18 +170,24 @@ fn find(path: &Path, overrides: &Overrides) -> Result<Found, RebootError> {
         stamp.map_err(|source| RebootError::Stamp { path: name(), source })
     };
     // Where the RAM is in the file, its stamp is, too, and tells before anything is made whether it may be loaded.
-    let build = |reader: &mut StateReader, fate| {
-        Incoming::build(reader, Source::Reopened(fate), overrides)
+    let build = |reader: &mut StateReader, ram| {
+        Incoming::build(reader, Source::Reopened(ram), overrides)
             .map_err(|source| RebootError::Load { path: name(), source: Box::new(source) })
     };
-    if let Some((file, chunks)) = ram {
+    if let Some((file, chunks)) = copy {
         let copied = Copied::new(reader.take(0).map_err(format)?, file, chunks)
             .map_err(|source| RebootError::Copy { path: name(), source })?;
         let stamp = stamp_of(copied.file(), 0, PAGE_SIZE)?;
-        let incoming = build(&mut reader, RamFate::Copied)?;
-        return Ok(Found { reader, incoming, stamp, copied: Some(copied) });
+        let incoming = build(&mut reader, SavedRam::Copied)?;
+        return Ok(Found { reader, incoming, stamp, ram: FoundRam::Copied(copied) });
     }
-    let incoming = build(&mut reader, RamFate::Stays)?;
+    if let Some(mut visit) = preserved {
+        let stamp = stamp_of(&visit.state, 0, PAGE_SIZE)?;
+        let ram = std::mem::take(&mut visit.ram).into_iter();
+        let incoming = build(&mut reader, SavedRam::Preserved(ram))?;
+        return Ok(Found { reader, incoming, stamp, ram: FoundRam::Preserved { _visit: visit } });
+    }
+    let incoming = build(&mut reader, SavedRam::Stays)?;
     if let Backing::Dax { path: device, pmem: false } = &incoming.config().memory.backing {
         let clock: ClockState = reader.peek(0).map_err(format)?;
         let reset = clock
@@ -158,15 +200,15 @@ fn find(path: &Path, overrides: &Overrides) -> Result<Found, RebootError> {
     let location = incoming.ram_block().and_then(RamBlock::stamp_location);
     let location = location.ok_or_else(|| RebootError::NoRam { path: name() })?;
     let stamp = stamp_of(&location.file, location.offset, location.granularity)?;
-    Ok(Found { reader, incoming, stamp, copied: None })
+    Ok(Found { reader, incoming, stamp, ram: FoundRam::InPlace })
 }
 
 impl Found {
     /// Checks the RAM that is in the file.
-    fn verify(&self, path: &Path) -> Result<(), RebootError> {
-        let Some(copied) = &self.copied else { return Ok(()) };
+    fn verify(&self, place: &Place) -> Result<(), RebootError> {
+        let FoundRam::Copied(copied) = &self.ram else { return Ok(()) };
         let ram = self.incoming.ram_block().map_or(0, RamBlock::size);
-        copied.verify(ram).map_err(|source| RebootError::Copy { path: path.display().to_string(), source })
+        copied.verify(ram).map_err(|source| RebootError::Copy { path: place.to_string(), source })
     }
 }
 
@@ -205,13 +247,13 @@ fn ram_of(reader: &StateReader) -> Option<RamBlock> {
     RamBlock::reopen(&memory, &state).ok()
 }
 
-/// Loads a guest from its file and enters it.
-pub fn load(path: &Path, overrides: &Overrides) -> Result<Machine, RebootError> {
-    let name = || path.display().to_string();
-    let Found { mut reader, incoming, stamp, copied } = find(path, overrides)?;
+/// Loads a guest from where it waits, and enters it.
+pub fn load(place: &Place, overrides: &Overrides) -> Result<Machine, RebootError> {
+    let name = || place.to_string();
+    let Found { mut reader, incoming, stamp, ram } = find(place, overrides)?;
     (overrides.admit)(incoming.config()).map_err(|source| RebootError::Admit { path: name(), source })?;
     let mut watch = Stopwatch::start();
-    if let (Some(copied), Some(block)) = (&copied, incoming.ram_block()) {
+    if let (FoundRam::Copied(copied), Some(block)) = (&ram, incoming.ram_block()) {
         copied.fill(block).map_err(|source| RebootError::Copy { path: name(), source })?;
         watch.lap("fill RAM");
     }
@@ -220,27 +262,32 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Machine, RebootError> 
         .map_err(|source| RebootError::Load { path: name(), source: Box::new(source) })?;
     reader.finish().map_err(|source| RebootError::Format { path: name(), source })?;
     overrides.entrance.begin().map_err(|source| RebootError::Ending { path: name(), source })?;
-    // The point of no return: this file can be loaded by nobody after this.
+    // The point of no return: this can be loaded by nobody after this.
     let claim =
         stamp.ownership().claim().map_err(|source| RebootError::Ownership { path: name(), source })?;
-    let persisted = match &copied {
-        Some(copied) => copied.file().sync_data(),
-        None => stamp.persist(),
+    let persisted = match &ram {
+        FoundRam::Copied(copied) => copied.file().sync_data(),
+        FoundRam::InPlace => stamp.persist(),
+        FoundRam::Preserved { .. } => Ok(()),
     };
     if let Err(error) = persisted {
         // Who finds the file later could find it as if nobody had loaded it.
         tracing::error!("{}: that it was loaded may not be on disk: {error}; remove the file", name());
     }
-    Ok(loaded.enter(claim, &mut watch))
+    let machine = loaded.enter(claim, &mut watch);
+    // Its keeper finds that out, and ends.
+    drop(ram);
+    Ok(machine)
 }
 
-/// What is in the way of loading a file here. Touches nothing but RAM that is made for it, in memory.
-pub fn check(path: &Path, set: &[String]) -> Vec<Blocker> {
+/// What is in the way of loading a guest here. Touches nothing but RAM that is made for it, in memory; a guest that the kernel has
+/// kept has a keeper afterwards.
+pub fn check(place: &Place, set: &[String]) -> Vec<Blocker> {
     // The serial port's back end is not opened: that could replace a socket or make a file.
     let set = set.iter().cloned().chain(["serial=null".to_owned()]).collect();
     let (events, admit) = (Arc::new(drop), Arc::new(|_: &MachineConfig| Ok(())));
     let overrides = Overrides { set, paused: true, events, admit, trial: true, entrance: Arc::default() };
-    match find(path, &overrides).and_then(|found| found.verify(path)) {
+    match find(place, &overrides).and_then(|found| found.verify(place)) {
         Ok(()) => Vec::new(),
         Err(RebootError::Load { source, .. }) if !source.blockers().is_empty() => source.blockers(),
         Err(error) => vec![Blocker::new("state", error.to_string())],

@@ -1,13 +1,18 @@
-//! `cpr-reboot`: state to a file, RAM left in place, a later process loads it.
+//! `cpr-reboot`: state to a file, or to memory that the next kernel finds, RAM left in place; a later process loads it ([`Place`]).
 //!
 //! 1. The file is there whole or not at all ([`mod@file`]); room for it is reserved before the guest stops.
 //! 2. RAM and file are tied to each other ([`stamp`]): RAM of another guest, or RAM that has run on, is refused.
 //! 3. A file can be loaded once: who loads it claims the guest by the ownership word beside the RAM.
 //! 4. Where RAM would not outlive its process, it goes into the file if that is asked for ([`copy`]).
-//! 5. [`save`] and [`load`] are the two sides.
+//! 5. Or the kernel preserves it for the next one, and the state with it ([`liveupdate`](super::liveupdate)).
+//! 6. [`save`] and [`load`] are the two sides; `medium` is what the first one saves to.
 
 pub mod copy;
 pub mod file;
 pub mod load;
+mod medium;
+mod place;
 pub mod save;
 pub mod stamp;
+
+pub use self::place::Place;

@@ -1,15 +1,15 @@
-//! The old process's side: the guest's state to a file, its RAM left in place, or copied into the file.
+//! The old process's side: the guest's state to where it waits, its RAM left in place, copied there, or preserved by the kernel.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::time::Instant;
 
-use super::copy::{self, CopyError, Written};
-use super::file::{Published, StateFile};
+use super::medium::Medium;
+use super::place::Place;
 use super::stamp::{RamStamp, Stamp};
 use crate::cpr::Mode;
 use crate::cpr::error::{HandoverError, InPhase};
 use crate::cpr::format::StateWriter;
+use crate::cpr::liveupdate::keeper::Keeper;
 use crate::cpr::observer::Observer;
 use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::was_cancelled;
@@ -17,14 +17,10 @@ use crate::cpr::transfer::source::Limits;
 use crate::machine::{Machine, Stopped};
 use crate::memory::{RamBlock, RamFate, StampLocation};
 
-/// Room that is reserved before the guest stops: for the machine, and for each vCPU. More than state has ever taken.
-const ROOM: u64 = 1 << 20;
-const ROOM_PER_VCPU: u64 = 64 << 10;
-
-/// Saves a guest to a file. An error leaves the guest running.
+/// Saves a guest. An error leaves it running.
 pub fn save(
     machine: &Machine,
-    path: &Path,
+    place: &Place,
     fate: RamFate,
     limits: Limits,
     cancel: &OwnedFd,
@@ -32,20 +28,9 @@ pub fn save(
     mut watch: Stopwatch,
 ) -> Result<Report, HandoverError> {
     observer.phase(Phase::Prepare);
-    let mut file = StateFile::create(path).in_phase(Phase::Prepare)?;
     let block = machine.ram_block();
     let block = block.ok_or_else(|| HandoverError::new(Phase::Prepare, "the guest has no RAM"))?;
-    let mut room = ROOM + ROOM_PER_VCPU * u64::from(machine.vcpu_count());
-    let location = match fate {
-        RamFate::Stays => block.stamp_location().ok_or_else(|| {
-            HandoverError::new(Phase::Prepare, "the guest's RAM would not outlive this process")
-        })?,
-        RamFate::Copied => {
-            room += copy::most(block).in_phase(Phase::Prepare)?;
-            copy::blank_stamp().in_phase(Phase::Prepare)?
-        }
-    };
-    file.reserve(room).in_phase(Phase::Prepare)?;
+    let (medium, location) = Medium::prepare(machine, block, place, fate)?;
     let mut writer = StateWriter::new(machine.header(Mode::CprReboot));
     machine.describe(Mode::CprReboot, &mut writer).in_phase(Phase::Prepare)?;
     watch.lap(Phase::Prepare.name());
@@ -57,45 +42,39 @@ pub fn save(
     let mut stopped = machine.quiesce(Instant::now() + limits.downtime, &mut watch).in_phase(Phase::Stop)?;
     stopped.save(&mut writer, &mut watch).in_phase(Phase::Save)?;
     let (mut at, mut ram_copied) = (0, 0);
-    if fate == RamFate::Copied {
-        let written = copy_ram(block, &file, room, &cancelled)?;
+    if let Some(written) = medium.copy_ram(block, &cancelled)? {
         writer.put(0, &written.state).in_phase(Phase::Save)?;
         (at, ram_copied) = (written.end, written.ram);
         watch.lap("copy RAM");
     }
     let (stamp, section) = stamp_ram(machine, block, &location, &stopped)?;
     writer.put(0, &section).in_phase(Phase::Save)?;
-    let mut state = writer.finish().in_phase(Phase::Save)?;
+    let state = writer.finish().in_phase(Phase::Save)?;
     let state_bytes = state.len() as u64;
-    if fate == RamFate::Copied {
-        state.extend_from_slice(copy::trailer(state_bytes).as_ref());
-    }
     watch.lap("encode");
     if cancelled() {
         return Err(HandoverError::cancelled(Phase::Save));
     }
     stopped.offer(stamp.ownership()).in_phase(Phase::Handover)?;
-    let published = match fate {
-        RamFate::Stays => file.publish(at, &state).and_then(Published::keep),
-        // Its word is in the file from here on, and nobody can reach it before the file has its name. Then the guest is given
-        // away, whatever comes.
-        RamFate::Copied => {
-            file.write_first(&location).and_then(|()| file.publish(at, &state)).map(Published::leave)
-        }
-    };
-    if published.is_err() || (fate == RamFate::Stays && cancelled()) {
-        // Taken back, the offer makes the file worthless, should it be there: nobody can load it any more.
+    let may_go_back = medium.can_be_taken_back();
+    let published = medium.publish(&location, at, state).in_phase(Phase::Handover);
+    if published.is_err() || (may_go_back && cancelled()) {
+        // Taken back, the offer makes what was published worthless: nobody can load it any more.
         stopped.take_back(stamp.ownership()).in_phase(Phase::Handover)?;
+        // The guest goes on before what takes longer.
+        drop(stopped);
         if let Err(error) = stamp.persist() {
             tracing::error!(
                 "that the guest was taken back may not be on disk: {error}; remove the state file"
             );
         }
-        published.in_phase(Phase::Handover)?;
+        published?;
         return Err(HandoverError::cancelled(Phase::Handover));
     }
     drop(stopped);
-    // Given away: nothing that fails from here on is the guest's concern. The lock goes with this process at the latest.
+    // Given away: nothing that fails from here on is the guest's concern.
+    published?.into_iter().for_each(Keeper::leave);
+    // The lock goes with this process at the latest.
     if let Err(error) = block.release_lock() {
         tracing::warn!("{error}");
     }
@@ -108,24 +87,8 @@ pub fn save(
         state_bytes,
         descriptors: 0,
         vcpus: machine.vcpu_count(),
-        ram_kept: if fate == RamFate::Stays { machine.ram_size() } else { 0 },
+        ram_kept: if fate == RamFate::Copied { 0 } else { machine.ram_size() },
         ram_copied,
-    })
-}
-
-fn copy_ram(
-    block: &RamBlock,
-    file: &StateFile,
-    room: u64,
-    cancelled: &(dyn Fn() -> bool + Sync),
-) -> Result<Written, HandoverError> {
-    copy::write(block, file.file(), cancelled).map_err(|error| match error {
-        CopyError::Cancelled => HandoverError::cancelled(Phase::Save),
-        // A full disk is named as such.
-        CopyError::Io { doing, source } => {
-            HandoverError::new(Phase::Save, file.write_failed(&doing, room, source))
-        }
-        error => HandoverError::new(Phase::Save, error),
     })
 }
 

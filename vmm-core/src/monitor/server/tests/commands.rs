@@ -173,11 +173,17 @@ fn each_mode_gets_the_destination_that_it_needs() {
             "Transfer { cpr: \"/c\", main: \"/c\" }",
         ),
         ("cpr-exec", json!({"detach": true}), "Exec"),
-        ("cpr-reboot", json!({"uri": "file:/f"}), "Reboot { file: \"/f\" }"),
+        ("cpr-reboot", json!({"uri": "file:/f"}), "Reboot(File(\"/f\"))"),
         (
             "cpr-reboot",
             json!({"channels": [{"channel-type": "main", "addr": {"transport": "file", "filename": "/f", "offset": 0}}]}),
-            "Reboot { file: \"/f\" }",
+            "Reboot(File(\"/f\"))",
+        ),
+        ("cpr-reboot", json!({"uri": "luo:"}), "Reboot(LiveUpdate(\"\"))"),
+        (
+            "cpr-reboot",
+            json!({"channels": [{"channel-type": "main", "addr": {"transport": "x-luo", "name": "web"}}]}),
+            "Reboot(LiveUpdate(\"web\"))",
         ),
     ] {
         client.execute("migrate-set-parameters", &json!({"mode": mode})).unwrap();
@@ -223,7 +229,7 @@ fn a_check_lists_blockers_and_knows_where_to() {
     assert_eq!(answer, json!({"blockers": [{"part": "pc.ram", "reason": "would not survive"}]}));
     client.execute("x-cpr-check", &json!({"mode": "cpr-transfer"})).unwrap();
     let calls = running.control.calls.lock().unwrap();
-    assert_eq!(*calls, ["check Some(Reboot { file: \"/f\" })", "check None"]);
+    assert_eq!(*calls, ["check Some(Reboot(File(\"/f\")))", "check None"]);
 }
 
 #[test]

@@ -1,0 +1,87 @@
+//! Asking a keeper for the guest's memory.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+use super::socket_of;
+use crate::cpr::liveupdate::LiveUpdateError;
+
+/// How long a keeper may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The most descriptors that one sends.
+const MOST: usize = 64;
+
+/// A saved guest's memory. The keeper looks whether somebody has claimed the guest when this ends.
+#[derive(Debug)]
+pub struct Visit {
+    /// The stamp and the state, as in a state file with RAM that has none.
+    pub state: File,
+    /// RAM, in the order of its blocks; to be taken.
+    pub ram: Vec<OwnedFd>,
+    /// The keeper's socket; or where none could be made, what it would hold.
+    _held: OwnedFd,
+}
+
+impl Visit {
+    /// A guest's memory, and what must be held until the guest is claimed.
+    pub(in crate::cpr::liveupdate) fn new(
+        guest: &str,
+        files: Vec<OwnedFd>,
+        held: OwnedFd,
+    ) -> Result<Self, LiveUpdateError> {
+        let found = files.len();
+        let mut files = files.into_iter();
+        match files.next() {
+            Some(state) if found > 1 => Ok(Self { state: state.into(), ram: files.collect(), _held: held }),
+            _ => Err(LiveUpdateError::Sent { name: guest.into(), found }),
+        }
+    }
+}
+
+fn connect(guest: &str) -> io::Result<Option<UnixStream>> {
+    match UnixStream::connect(socket_of(guest)) {
+        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&error.kind()) => {
+            Ok(None)
+        }
+        connected => connected.map(Some),
+    }
+}
+
+/// Whether a guest of that name waits with a keeper.
+pub fn is_there(guest: &str) -> bool {
+    !matches!(connect(guest), Ok(None))
+}
+
+/// Asks the keeper of a guest, if there is one.
+pub fn ask(guest: &str) -> Result<Option<Visit>, LiveUpdateError> {
+    let doing = || format!("asking the keeper at {}", socket_of(guest).display());
+    let Some(stream) = connect(guest).map_err(LiveUpdateError::io(doing()))? else { return Ok(None) };
+    let files = receive(&stream).map_err(LiveUpdateError::io(doing()))?;
+    if files.is_empty() {
+        return Err(LiveUpdateError::Gone { name: guest.into() });
+    }
+    Visit::new(guest, files, stream.into()).map(Some)
+}
+
+pub(super) fn receive(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut space = cmsg_space!([RawFd; MOST]);
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let message =
+        recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut files = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = control {
+            // SAFETY: the kernel has just made these descriptors for us; nothing else owns them.
+            files.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok(files)
+}
