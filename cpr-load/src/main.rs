@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         Action::Resume(resume) => commands::resume(resume),
         Action::Check(check) => Ok(commands::check(&check)),
         Action::Inspect(inspect) => commands::inspect(&inspect),
-        Action::Keep(numbers) => commands::keep(&numbers),
+        Action::Keep(guest, numbers) => commands::keep(&guest, numbers),
     };
     match result {
         Ok(code) => code,

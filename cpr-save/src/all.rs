@@ -55,7 +55,7 @@ impl Shelf {
                 let from = format!("file:{}", file.display());
                 (Address::File(file), from)
             }
-            Self::LiveUpdate => (Address::LiveUpdate(String::new()), format!("luo:{guest}")),
+            Self::LiveUpdate => (Address::LiveUpdate(guest.to_owned()), format!("luo:{guest}")),
         }
     }
 }

@@ -303,6 +303,11 @@ fn usage(what: &str) -> clap::Error {
 }
 
 impl Plan {
+    /// Whether something is done with all of the RAM.
+    pub fn moves_ram(&self) -> bool {
+        self.copy_ram || matches!(self.channels.main, Some(Address::LiveUpdate(_)))
+    }
+
     fn new(mode: Mode, channels: Channels, bounds: &Bounds) -> Self {
         Self {
             mode,
@@ -479,7 +484,7 @@ mod tests {
         assert_eq!(named("reboot web --to luo:"), Some(Address::LiveUpdate(String::new())));
         assert_eq!(named("check web --mode reboot --to luo:db"), Some(Address::LiveUpdate("db".into())));
         let Action::SaveAll(all) = parse("reboot --all --to luo:").unwrap() else { panic!() };
-        assert_eq!(all.shelf.of("web"), (Address::LiveUpdate(String::new()), "luo:web".into()));
+        assert_eq!(all.shelf.of("web"), (Address::LiveUpdate("web".into()), "luo:web".into()));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::Context;
 use vmm_core::cpr::liveupdate::keeper::{self, Numbers};
 
 /// Keeps a saved guest until somebody else has it.
-pub fn keep(numbers: &Numbers) -> anyhow::Result<ExitCode> {
-    keeper::ignore_signals().and_then(|()| keeper::serve(numbers)).context("keeping a saved guest")?;
+pub fn keep(guest: &str, numbers: Numbers) -> anyhow::Result<ExitCode> {
+    keeper::ignore_signals().and_then(|()| keeper::serve(guest, numbers)).context("keeping a saved guest")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -33,7 +33,7 @@ pub enum Action {
     /// Show what a file holds.
     Inspect(Inspect),
     /// Keep a saved guest.
-    Keep(Numbers),
+    Keep(String, Numbers),
 }
 
 #[derive(Parser)]
@@ -86,7 +86,7 @@ enum Verb {
     Inspect(incoming::InspectFlags),
     /// Keep a saved guest: what cpr-load starts by itself
     #[command(hide = true)]
-    Keep { numbers: String },
+    Keep { guest: String, numbers: String },
 }
 
 impl Invocation {
@@ -104,9 +104,9 @@ impl Invocation {
             Verb::Resume(flags) => Action::Resume(flags.check()?),
             Verb::Check(flags) => Action::Check(flags.check()?),
             Verb::Inspect(flags) => Action::Inspect(flags.check()?),
-            Verb::Keep { numbers } => {
-                let expected = "keep: expected SOCKET,SESSION,LIFELINE,FILE…";
-                Action::Keep(Numbers::parse(&numbers).ok_or_else(|| anyhow::anyhow!(expected))?)
+            Verb::Keep { guest, numbers } => {
+                let numbers = Numbers::parse(&numbers);
+                Action::Keep(guest, numbers.ok_or_else(|| anyhow::anyhow!("keep: expected SOCKET,LIFELINE"))?)
             }
         };
         Ok(Self { log, action })

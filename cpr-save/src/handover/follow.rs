@@ -72,8 +72,8 @@ pub fn to_the_end(
                 cancel(guest)?;
                 deadline = Instant::now() + GRACE;
             }
-            // Nobody knows how long RAM takes to be copied: a signal ends it.
-            None if Instant::now() > deadline && (cancelled.is_some() || !plan.copy_ram) => {
+            // Nobody knows how long RAM takes to be copied, or preserved: a signal ends it.
+            None if Instant::now() > deadline && (cancelled.is_some() || !plan.moves_ram()) => {
                 if cancelled.is_some() {
                     return Err(anyhow!("the handover could not be cancelled"));
                 }

@@ -23,6 +23,7 @@ use vmm_core::cpr::report::PhaseTime;
 use vmm_core::x86::clock::host_tsc;
 
 use super::console::Heard;
+use super::paths::GUESTS;
 use super::report::Report;
 use super::scenario::{Kernel, Scenario};
 use super::steps::{HandOver, Kept, milliseconds};
@@ -206,6 +207,16 @@ pub fn mount_kept(scenario: &Scenario) -> Result<()> {
     fs::create_dir_all(KEPT)?;
     mount(Some(&disk), KEPT, Some("ext4"), MsFlags::empty(), None::<&str>)
         .with_context(|| format!("mounting {}", disk.display()))
+}
+
+/// Whether this kernel is the first that comes after another, and nobody has asked this before.
+pub fn is_first_arrival() -> Result<bool> {
+    let asked = Path::new(KEPT).join("arrived");
+    if asked.exists() || !Progress::path(GUESTS[0]).exists() {
+        return Ok(false);
+    }
+    fs::write(&asked, "").context("writing down that the host has arrived")?;
+    Ok(true)
 }
 
 /// Goes into a kernel; returns only if that fails.

@@ -245,6 +245,11 @@ impl Machine {
         self.config.memory.size.0
     }
 
+    /// Bytes of ROM.
+    pub fn rom_size(&self) -> u64 {
+        self.blocks.iter().skip(1).map(RamBlock::size).sum()
+    }
+
     /// What the guest is doing.
     pub fn run_state(&self) -> RunState {
         *self.lock_state()

@@ -57,6 +57,9 @@ pub struct Host {
     /// The kernels that it goes into, one for each step `kexec`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub next: Vec<Kernel>,
+    /// Whether guests that the kernel keeps are left waiting under the first next kernel, and go through another one before they are loaded.
+    #[serde(default)]
+    pub through: bool,
     /// Whether the guest is tried with its RAM on its first disk, with ext4, before: it is refused, for it has assigned devices.
     #[serde(default)]
     pub ram_on_disk: bool,

@@ -22,7 +22,7 @@ pub enum LiveUpdateError {
     },
     /// No session can have the name.
     #[error(
-        "no live update session can be called after '{name}': at most {most} bytes are possible, and none of them 0"
+        "no live update session can be called after '{name}': expected letters, digits, '-', '_' and '.', {most} of them at most"
     )]
     Name {
         /// The guest's name.
@@ -33,7 +33,7 @@ pub enum LiveUpdateError {
     /// There is a guest of that name.
     #[error(
         "a guest that was saved waits as luo:{name} already: load it (cpr-load resume --from luo:{name}); only to give it up, kill its \
-         keeper"
+         keeper (SIGKILL)"
     )]
     Waiting {
         /// The guest's name.
@@ -41,8 +41,9 @@ pub enum LiveUpdateError {
     },
     /// There is no guest of that name.
     #[error(
-        "no guest waits as luo:{name}: no keeper of it runs, and the kernel before this one has left no session '{session}'. It was not \
-         saved, or its keeper had ended by the time of the kexec, or that was not by kexec_file_load(2) (kexec -s)"
+        "no guest waits as luo:{name}: no keeper of it runs, and the kernel before this one has left no session '{session}' that nobody has \
+         taken. It was not saved, or was loaded, or its keeper had ended by the time of the kexec, or that was not by kexec_file_load(2) \
+         (kexec -s)"
     )]
     Nothing {
         /// The guest's name.
@@ -50,16 +51,8 @@ pub enum LiveUpdateError {
         /// The session's.
         session: String,
     },
-    /// Somebody has retrieved it.
-    #[error(
-        "session '{session}' was retrieved before, and no keeper of it runs: what was in it is the retriever's, or is lost with it"
-    )]
-    Retrieved {
-        /// The session's name.
-        session: String,
-    },
     /// The keeper has ended before it was asked.
-    #[error("the keeper of luo:{name} has ended: see what it said")]
+    #[error("the keeper of luo:{name} has ended meanwhile, or lets nobody in: try again")]
     Gone {
         /// The guest's name.
         name: String,

@@ -16,7 +16,7 @@ pub mod keeper;
 mod session;
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -27,40 +27,57 @@ use crate::config::ByteSize;
 use crate::cpr::blockers::Blocker;
 use crate::memory::RamBlock;
 
-/// Preserves a guest's memory under its name, and starts a keeper for it.
+/// Preserves a guest's memory under its name, and has a keeper for it.
 pub fn preserve(name: &str, state: &File, ram: &RamBlock) -> Result<Keeper, LiveUpdateError> {
-    let socket = keeper::listen(name)?;
+    if left_by_the_kernel_before(name)?.is_some() {
+        return Err(LiveUpdateError::Waiting { name: name.into() });
+    }
+    let keeper = keeper::start(name, false)?;
     let session = Session::create(name)?;
-    session.preserve(0, state)?;
-    session.preserve(1, ram.file())?;
-    keeper::start(name, socket, session, &[state, ram.file()])
+    let files = [state.as_fd(), ram.file().as_fd()];
+    session.preserve_all(&files)?;
+    keeper.give(&session, &files)?;
+    Ok(keeper)
+}
+
+/// Preserves what was retrieved once more, for the kernel after this one; nothing where that is not to be done, or cannot.
+fn preserve_again(name: &str, files: &[OwnedFd]) -> Option<OwnedFd> {
+    let session = Session::create(name).ok()?;
+    let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    session.preserve_all(&files).ok()?;
+    Some(session.into())
 }
 
 /// Finds a saved guest: with its keeper, or preserved by the kernel before this one, and with a keeper from then on.
 pub fn find(name: &str) -> Result<Visit, LiveUpdateError> {
-    if let Some(visit) = keeper::ask(name)? {
-        return Ok(visit);
+    match keeper::ask(name)? {
+        Some(visit) => Ok(visit),
+        None => match left_by_the_kernel_before(name)? {
+            Some(visit) => Ok(visit),
+            None => Err(LiveUpdateError::Nothing { name: name.into(), session: session::name_of(name)? }),
+        },
     }
-    // What can fail does so before anything is retrieved: with a session that is closed its files are gone.
+}
+
+/// Takes a guest that nobody has asked for yet out of the session that the kernel before this one has left, if there is one; it has a
+/// keeper from then on.
+fn left_by_the_kernel_before(name: &str) -> Result<Option<Visit>, LiveUpdateError> {
     let gone = || LiveUpdateError::Gone { name: name.into() };
-    let socket = match keeper::listen(name) {
+    // What can fail does so before anything is retrieved: with a session that is closed its files are gone.
+    let keeper = match keeper::start(name, true) {
         // Somebody has come first.
-        Err(LiveUpdateError::Waiting { .. }) => return keeper::ask(name)?.ok_or_else(gone),
-        socket => socket?,
+        Err(LiveUpdateError::Waiting { .. }) => return keeper::ask(name)?.ok_or_else(gone).map(Some),
+        keeper => keeper?,
     };
-    let session = Session::retrieve(name)?;
+    let Some(session) = Session::retrieve(name)? else { return Ok(None) };
     let files = session.files()?;
-    let all: Vec<_> = files.iter().collect();
-    match session.try_clone().and_then(|session| keeper::start(name, socket, session, &all)) {
-        Ok(keeper) => keeper.leave(),
-        // Then this process is all that has the guest, and must not fail.
-        Err(error) => {
-            tracing::error!("{error}: should the guest not be loaded by this process, it is lost");
-            let files = files.into_iter().map(OwnedFd::from).collect();
-            return Visit::new(name, files, session.into());
-        }
+    let all: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    match keeper.give(&session, &all) {
+        Ok(()) => keeper.leave(),
+        Err(error) => tracing::error!("{error}: should the guest not be loaded by this process, it is lost"),
     }
-    keeper::ask(name)?.ok_or_else(gone)
+    // What was retrieved is used as it is; the keeper is asked by whoever comes next.
+    Visit::new(name, files, session.into()).map(Some)
 }
 
 /// What stands in the way of preserving a guest's memory.

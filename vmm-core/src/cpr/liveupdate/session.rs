@@ -1,7 +1,7 @@
 //! A session: what of one guest outlives the kernel, for as long as somebody has it open.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,8 @@ const MOST: u64 = 64;
 /// What a guest's session is called.
 pub(super) fn name_of(guest: &str) -> Result<String, LiveUpdateError> {
     let name = format!("{PREFIX}{guest}");
-    if guest.is_empty() || name.len() >= NAME || name.contains('\0') {
+    let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if guest.is_empty() || name.len() >= NAME || guest.starts_with('.') || !guest.bytes().all(usual) {
         return Err(LiveUpdateError::Name { name: guest.into(), most: NAME - 1 - PREFIX.len() });
     }
     Ok(name)
@@ -54,41 +55,36 @@ impl Session {
         }
     }
 
-    /// The one that the kernel before this has left of a guest. There is no second time.
-    pub(super) fn retrieve(guest: &str) -> Result<Self, LiveUpdateError> {
+    /// The one that the kernel before this has left of a guest, if it has. There is no second time.
+    pub(super) fn retrieve(guest: &str) -> Result<Option<Self>, LiveUpdateError> {
         let session = name_of(guest)?;
         match ioctls::session(device()?.as_fd(), &padded(&session), false) {
-            Ok(fd) => Ok(Self { name: session, fd }),
-            Err(Errno::ENOENT) => Err(LiveUpdateError::Nothing { name: guest.into(), session }),
-            Err(Errno::EINVAL) => Err(LiveUpdateError::Retrieved { session }),
+            Ok(fd) => Ok(Some(Self { name: session, fd })),
+            // There was none, or somebody has had it.
+            Err(Errno::ENOENT | Errno::EINVAL) => Ok(None),
             Err(error) => {
                 Err(LiveUpdateError::io(format!("retrieving live update session '{session}'"))(error))
             }
         }
     }
 
-    /// The same session. It is open for as long as one of them is.
-    pub(super) fn try_clone(&self) -> Result<Self, LiveUpdateError> {
-        let doing = || format!("duplicating live update session '{}'", self.name);
-        let fd = self.fd.try_clone().map_err(LiveUpdateError::io(doing()))?;
-        Ok(Self { name: self.name.clone(), fd })
-    }
-
-    /// Has a file outlive the kernel. Its size stays what it is, and all of it is allocated.
-    pub(super) fn preserve(&self, token: u64, file: &File) -> Result<(), LiveUpdateError> {
-        let doing = || match token {
-            0 => format!("preserving the state's memory in live update session '{}'", self.name),
-            _ => format!("preserving the guest's RAM in live update session '{}'", self.name),
-        };
-        ioctls::preserve(self.fd.as_fd(), token, file.as_fd()).map_err(LiveUpdateError::io(doing()))
+    /// Has a guest's memory outlive the kernel: its state's and its RAM's. The sizes stay what they are, and all of it is allocated.
+    pub(super) fn preserve_all(&self, files: &[BorrowedFd<'_>]) -> Result<(), LiveUpdateError> {
+        (0..).zip(files).try_for_each(|(token, file)| {
+            let doing = || match token {
+                0 => format!("preserving the state's memory in live update session '{}'", self.name),
+                _ => format!("preserving the guest's RAM in live update session '{}'", self.name),
+            };
+            ioctls::preserve(self.fd.as_fd(), token, *file).map_err(LiveUpdateError::io(doing()))
+        })
     }
 
     /// All files that have outlived their kernel, by their tokens from 0 on.
-    pub(super) fn files(&self) -> Result<Vec<File>, LiveUpdateError> {
+    pub(super) fn files(&self) -> Result<Vec<OwnedFd>, LiveUpdateError> {
         let mut files = Vec::new();
         for token in 0..MOST {
             match ioctls::retrieve(self.fd.as_fd(), token) {
-                Ok(file) => files.push(File::from(file)),
+                Ok(file) => files.push(file),
                 Err(Errno::ENOENT) => break,
                 Err(error) => {
                     let doing = format!(
@@ -100,6 +96,12 @@ impl Session {
             }
         }
         Ok(files)
+    }
+}
+
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -134,7 +136,7 @@ mod tests {
     fn a_session_is_called_after_its_guest_where_that_fits() {
         assert_eq!(name_of("web").unwrap(), "cpr-web");
         assert_eq!(name_of(&"w".repeat(59)).unwrap().len(), 63);
-        for guest in ["", "a\0b", &"w".repeat(60)] {
+        for guest in ["", "a\0b", "/tmp/x", ".x", &"w".repeat(60)] {
             assert!(matches!(name_of(guest), Err(LiveUpdateError::Name { .. })), "{guest:?}");
         }
     }

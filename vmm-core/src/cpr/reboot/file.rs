@@ -296,11 +296,17 @@ pub fn look_at(path: &Path) -> Result<Saved, FileError> {
     Ok(Saved { state, ram })
 }
 
-/// Reads the state in memory that the kernel has kept, which is called so.
-pub fn state_in(memory: &File, name: &str) -> Result<Vec<u8>, FileError> {
+/// Reads the state in memory that the kernel has kept, which is called so; gives it locked, as a file with RAM is.
+pub fn state_in(memory: &File, name: &str) -> Result<(File, Vec<u8>), FileError> {
     let path = Path::new(name);
+    // A lock is an open file's, and this one may be open for others, too.
+    let memory = writable(memory).map_err(|e| failed(path, "opening it again", e))?;
+    if !lock::acquire(&memory).map_err(|e| failed(path, "locking it", e))? {
+        return Err(FileError::InUse { path: path.to_owned() });
+    }
     let length = memory.metadata().map_err(|e| failed(path, "looking at it", e))?.len();
-    contents(memory, length, path).map(|(state, _)| state)
+    let (state, _) = contents(&memory, length, path)?;
+    Ok((memory, state))
 }
 
 /// The state in a file of so many bytes, and where it has chunks of RAM, if it can have any.

@@ -142,8 +142,9 @@ fn open(place: &Place) -> Result<Waits, RebootError> {
     match place {
         Place::File(path) => Ok(Waits::InFile(file::read(path)?)),
         Place::LiveUpdate(guest) => {
-            let visit = liveupdate::find(guest)?;
-            let state = file::state_in(&visit.state, &place.to_string())?;
+            let mut visit = liveupdate::find(guest)?;
+            let (memory, state) = file::state_in(&visit.state, &place.to_string())?;
+            visit.state = memory;
             Ok(Waits::Preserved(state, visit))
         }
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::copy::{self, CopyError, Written};
-use super::file::{Published, StateFile};
+use super::file::{FileError, Published, StateFile};
 use super::place::Place;
 use crate::cpr::error::{HandoverError, InPhase};
 use crate::cpr::liveupdate::{self, keeper::Keeper};
@@ -31,13 +31,30 @@ pub(super) enum Medium {
         room: u64,
     },
     /// Memory that the kernel keeps, and the RAM with it.
-    Preserved {
-        /// The state's, and its bytes.
-        state: Arc<File>,
-        size: u64,
-        keeper: Keeper,
-        _still: Still,
-    },
+    Preserved(Preserved),
+}
+
+/// Memory that the kernel keeps. Without it the guest's RAM is what it was.
+pub(super) struct Preserved {
+    /// The state's.
+    state: Arc<File>,
+    /// Its bytes.
+    size: u64,
+    keeper: Keeper,
+    /// Goes on last.
+    _still: Still,
+}
+
+impl Preserved {
+    /// Whether somebody has it who will keep it.
+    pub(super) fn is_kept(&mut self) -> bool {
+        self.keeper.lives()
+    }
+
+    /// Leaves it to its keeper.
+    pub(super) fn leave(self) {
+        self.keeper.leave();
+    }
 }
 
 /// A balloon that changes no RAM meanwhile: the kernel does not let it.
@@ -69,7 +86,7 @@ impl Medium {
         place: &Place,
         fate: RamFate,
     ) -> Result<(Self, StampLocation), HandoverError> {
-        let room = ROOM + ROOM_PER_VCPU * u64::from(machine.vcpu_count());
+        let room = ROOM + ROOM_PER_VCPU * u64::from(machine.vcpu_count()) + machine.rom_size();
         let path = match place {
             Place::LiveUpdate(name) => {
                 return Self::preserve(machine, block, name, room).in_phase(Phase::Prepare);
@@ -99,7 +116,7 @@ impl Medium {
         let still = Still::hold(machine);
         let keeper = liveupdate::preserve(name, &state, block)?;
         let location = StampLocation { file: Arc::clone(&state), offset: 0, granularity: PAGE_SIZE };
-        Ok((Self::Preserved { state, size, keeper, _still: still }, location))
+        Ok((Self::Preserved(Preserved { state, size, keeper, _still: still }), location))
     }
 
     /// Whether a guest that was offered in it can be taken back still.
@@ -125,31 +142,33 @@ impl Medium {
         Ok(Some(written))
     }
 
-    /// Puts the state there, behind `at` bytes that were written. A keeper is to be left to itself when that stays.
+    /// Writes the state where it can be found by nobody who would take it before the guest is offered.
+    pub(super) fn write(&self, state: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+        let Self::Preserved(Preserved { state: file, size, .. }) = self else { return Ok(()) };
+        let whole = [state, copy::trailer(state.len() as u64).as_ref()].concat();
+        let length = whole.len() as u64;
+        let at = size.checked_sub(length).filter(|at| *at >= copy::DATA);
+        let at = at.ok_or_else(|| format!("{length} bytes of state; {size} were made ready for it"))?;
+        Ok(file.write_all_at(&whole, at)?)
+    }
+
+    /// Puts the state there, behind `at` bytes that were written; gives what is to be left to its keeper, if there is such.
     pub(super) fn publish(
         self,
         location: &StampLocation,
         at: u64,
         mut state: Vec<u8>,
-    ) -> Result<Option<Keeper>, Box<dyn std::error::Error>> {
-        let trailer = copy::trailer(state.len() as u64);
+    ) -> Result<Option<Preserved>, FileError> {
         match self {
             Self::Beside(file) => file.publish(at, &state).and_then(Published::keep)?,
             // Its word is in the file from here on, and nobody can reach it before the file has its name. Then the guest is given
             // away, whatever comes.
             Self::With { file, .. } => {
+                let trailer = copy::trailer(state.len() as u64);
                 state.extend_from_slice(trailer.as_ref());
                 file.write_first(location).and_then(|()| file.publish(at, &state)).map(Published::leave)?;
             }
-            Self::Preserved { state: file, size, keeper, .. } => {
-                state.extend_from_slice(trailer.as_ref());
-                let length = state.len() as u64;
-                let at = size.checked_sub(length).filter(|at| *at >= copy::DATA);
-                let at =
-                    at.ok_or_else(|| format!("{length} bytes of state; {size} were made ready for it"))?;
-                file.write_all_at(&state, at)?;
-                return Ok(Some(keeper));
-            }
+            Self::Preserved(preserved) => return Ok(Some(preserved)),
         }
         Ok(None)
     }

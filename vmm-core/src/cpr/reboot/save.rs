@@ -3,13 +3,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use super::medium::Medium;
+use super::medium::{Medium, Preserved};
 use super::place::Place;
 use super::stamp::{RamStamp, Stamp};
 use crate::cpr::Mode;
 use crate::cpr::error::{HandoverError, InPhase};
 use crate::cpr::format::StateWriter;
-use crate::cpr::liveupdate::keeper::Keeper;
 use crate::cpr::observer::Observer;
 use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::was_cancelled;
@@ -51,13 +50,19 @@ pub fn save(
     writer.put(0, &section).in_phase(Phase::Save)?;
     let state = writer.finish().in_phase(Phase::Save)?;
     let state_bytes = state.len() as u64;
+    medium.write(&state).in_phase(Phase::Save)?;
     watch.lap("encode");
     if cancelled() {
         return Err(HandoverError::cancelled(Phase::Save));
     }
     stopped.offer(stamp.ownership()).in_phase(Phase::Handover)?;
     let may_go_back = medium.can_be_taken_back();
-    let published = medium.publish(&location, at, state).in_phase(Phase::Handover);
+    let mut published = medium.publish(&location, at, state).in_phase(Phase::Handover);
+    if let Ok(Some(preserved)) = &mut published
+        && !preserved.is_kept()
+    {
+        published = Err(HandoverError::new(Phase::Handover, "the guest's keeper has ended"));
+    }
     if published.is_err() || (may_go_back && cancelled()) {
         // Taken back, the offer makes what was published worthless: nobody can load it any more.
         stopped.take_back(stamp.ownership()).in_phase(Phase::Handover)?;
@@ -73,7 +78,7 @@ pub fn save(
     }
     drop(stopped);
     // Given away: nothing that fails from here on is the guest's concern.
-    published?.into_iter().for_each(Keeper::leave);
+    published?.into_iter().for_each(Preserved::leave);
     // The lock goes with this process at the latest.
     if let Err(error) = block.release_lock() {
         tracing::warn!("{error}");

@@ -1,16 +1,19 @@
 //! What a keeper does.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
+use super::passing;
 use crate::cpr::exec::inherit;
+use crate::cpr::liveupdate;
 use crate::cpr::ownership::{PAGE_SIZE, State};
 use crate::cpr::reboot::stamp::{Stamp, StampError};
 use crate::monitor::server::refuse_strangers;
@@ -19,34 +22,37 @@ use crate::monitor::server::refuse_strangers;
 const LOOKS: u16 = 1000;
 /// How many may visit at a time.
 const VISITORS: usize = 16;
+/// How long it waits when nobody can be let in.
+const BREATH: Duration = Duration::from_millis(100);
+/// What its command line ends with where that is so.
+const AGAIN: &str = ",again";
+/// How long a guest that has come over a kexec waits until it is preserved for the next one.
+const SOON: Duration = Duration::from_secs(20);
 
-/// The numbers of the descriptors that a keeper inherits.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a keeper is told by its command line: the numbers of the descriptors that it inherits, and what it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numbers {
     /// Where it listens.
     pub socket: RawFd,
-    /// The session.
-    pub session: RawFd,
-    /// What is closed when whoever made it leaves it alone.
+    /// Over which it is given the guest; closed when whoever made it leaves it alone.
     pub lifeline: RawFd,
-    /// The guest's memory: its state's, and its RAM's.
-    pub files: Vec<RawFd>,
+    /// Whether the guest has come over a kexec: it is to be preserved again for the next.
+    pub again: bool,
 }
 
 impl Numbers {
     /// What its command line says.
-    pub(super) fn word(&self) -> String {
-        let all = [self.socket, self.session, self.lifeline].into_iter().chain(self.files.iter().copied());
-        all.map(|number| number.to_string()).collect::<Vec<_>>().join(",")
+    pub(super) fn word(self) -> String {
+        format!("{},{}{}", self.socket, self.lifeline, if self.again { AGAIN } else { "" })
     }
 
     /// Reads that.
     pub fn parse(text: &str) -> Option<Self> {
+        let (text, again) = text.strip_suffix(AGAIN).map_or((text, false), |text| (text, true));
         let numbers: Option<Vec<RawFd>> =
             text.split(',').map(|word| word.parse().ok().filter(|number| *number > 2)).collect();
-        let [socket, session, lifeline, files @ ..] = &numbers?[..] else { return None };
-        let files = files.to_vec();
-        (!files.is_empty()).then_some(Self { socket: *socket, session: *session, lifeline: *lifeline, files })
+        let [socket, lifeline] = numbers?[..] else { return None };
+        Some(Self { socket, lifeline, again })
     }
 }
 
@@ -60,29 +66,78 @@ pub fn ignore_signals() -> io::Result<()> {
 }
 
 /// Keeps a guest until somebody else has it, or nobody is to have it.
-pub fn serve(numbers: &Numbers) -> io::Result<()> {
+pub fn serve(guest: &str, numbers: Numbers) -> io::Result<()> {
     let listener = UnixListener::from(inherit::take(numbers.socket)?);
     listener.set_nonblocking(true)?;
-    let _session = inherit::take(numbers.session)?;
-    let mut lifeline = Some(inherit::take(numbers.lifeline)?);
-    let files = numbers.files.iter().map(|number| inherit::take(*number)).collect::<io::Result<Vec<_>>>()?;
-    let state = File::from(files[0].try_clone()?);
-    let mut visitors: Vec<UnixStream> = Vec::new();
-    while !is_over(&state, lifeline.is_none()) {
-        let ready = wait(&listener, lifeline.as_ref(), &visitors)?;
-        if ready[1] {
-            lifeline = None;
-        }
-        let mut gone = ready[2..].iter();
-        visitors.retain(|_| gone.next() == Some(&false));
-        if ready[0] {
-            visitors.extend(admit(&listener, &files, visitors.len()));
-        }
-    }
+    let lifeline = UnixStream::from(inherit::take(numbers.lifeline)?);
+    (&lifeline).write_all(b"\n")?;
+    let mut given = passing::receive(&lifeline)?.into_iter();
+    let (Some(session), Some(state)) = (given.next(), given.next()) else {
+        return Err(io::Error::other("nothing was given to keep"));
+    };
+    let state = File::from(state);
+    let files: Vec<OwnedFd> = [state.try_clone()?.into()].into_iter().chain(given).collect();
+    // A word that cannot be sent is one that nobody waits for.
+    let _ = (&lifeline).write_all(b"\n");
+    let kept = Kept { guest, session: Some(session), files, since: Instant::now(), again: numbers.again };
+    kept.serve(&listener, lifeline.into(), &state)?;
     if let Some(path) = listener.local_addr()?.as_pathname() {
         fs::remove_file(path)?;
     }
     Ok(())
+}
+
+/// What a keeper has.
+struct Kept<'a> {
+    guest: &'a str,
+    session: Option<OwnedFd>,
+    files: Vec<OwnedFd>,
+    since: Instant,
+    /// It is to have another session.
+    again: bool,
+}
+
+impl Kept<'_> {
+    fn serve(mut self, listener: &UnixListener, lifeline: OwnedFd, state: &File) -> io::Result<()> {
+        let mut lifeline = Some(lifeline);
+        let mut visitors: Vec<UnixStream> = Vec::new();
+        while !is_over(state, lifeline.is_none()) {
+            let ready = wait(listener, lifeline.as_ref(), &visitors)?;
+            if ready[1] {
+                lifeline = None;
+            }
+            let mut gone = ready[2..].iter();
+            visitors.retain(|_| gone.next() == Some(&false));
+            if ready[0] {
+                match self.admit(listener) {
+                    Ok(visitor) if visitors.len() < VISITORS => visitors.push(visitor),
+                    // Where there is no descriptor left the next try is no better.
+                    Ok(_) | Err(_) => thread::sleep(BREATH),
+                }
+            }
+            if self.again && self.since.elapsed() > SOON && visitors.is_empty() {
+                self.renew();
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the guest's memory to a visitor who may have it.
+    fn admit(&self, listener: &UnixListener) -> io::Result<UnixStream> {
+        let (visitor, _) = listener.accept()?;
+        refuse_strangers(&visitor)?;
+        let files: Vec<_> = self.files.iter().map(AsFd::as_fd).collect();
+        passing::send(&visitor, &files)?;
+        Ok(visitor)
+    }
+
+    /// Has the next kernel find what the one before this has left. It cannot be in two sessions; and the one that it came in is of no
+    /// more use. Where that fails it is tried again.
+    fn renew(&mut self) {
+        self.session = None;
+        self.session = liveupdate::preserve_again(self.guest, &self.files);
+        (self.again, self.since) = (self.session.is_none(), Instant::now());
+    }
 }
 
 /// Waits for something to happen: at the socket, at the lifeline, to each visitor.
@@ -103,23 +158,6 @@ fn wait(
     Ok(ready)
 }
 
-/// Gives the guest's memory to a visitor who may have it.
-fn admit(listener: &UnixListener, files: &[OwnedFd], there: usize) -> Option<UnixStream> {
-    let give = || -> io::Result<UnixStream> {
-        let (visitor, _) = listener.accept()?;
-        refuse_strangers(&visitor)?;
-        if there >= VISITORS {
-            return Err(io::Error::other(format!("{there} others are there already")));
-        }
-        let numbers: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        let (bytes, rights) = ([io::IoSlice::new(b"\n")], [ControlMessage::ScmRights(&numbers)]);
-        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        sendmsg::<()>(visitor.as_raw_fd(), &bytes, &rights, flags, None)?;
-        Ok(visitor)
-    };
-    give().inspect_err(|error| tracing::warn!("somebody who asked for the guest is sent away: {error}")).ok()
-}
-
 /// Whether nobody will ask any more. Memory of which it cannot be told is kept.
 fn is_over(state: &File, alone: bool) -> bool {
     match Stamp::open(state, 0, PAGE_SIZE).map(|stamp| stamp.ownership().state()) {
@@ -132,12 +170,11 @@ fn is_over(state: &File, alone: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::os::fd::IntoRawFd;
     use std::path::PathBuf;
-    use std::thread::{self, JoinHandle};
-    use std::time::{Duration, Instant};
+    use std::thread::JoinHandle;
 
-    use super::super::visit::receive;
     use super::*;
     use crate::config::Uuid;
     use crate::cpr::ownership::Claim;
@@ -158,14 +195,16 @@ mod tests {
             let claim = Claim::cold_boot();
             let stamp = Stamp::create(&state, 0, PAGE_SIZE, Uuid([3; 16]), 1 << 20, &claim).unwrap();
             let (lifeline, theirs) = UnixStream::pair().unwrap();
-            let null = || File::open("/dev/null").unwrap().into_raw_fd();
             let numbers = Numbers {
                 socket: UnixListener::bind(directory.path().join("kept")).unwrap().into_raw_fd(),
-                session: null(),
                 lifeline: theirs.into_raw_fd(),
-                files: vec![state.into_raw_fd(), null()],
+                again: false,
             };
-            let keeper = thread::spawn(move || serve(&numbers));
+            let keeper = thread::spawn(move || serve("web", numbers));
+            let [session, ram] = [0, 1].map(|_| File::open("/dev/null").unwrap());
+            (&lifeline).read_exact(&mut [0]).unwrap();
+            passing::send(&lifeline, &[session.as_fd(), state.as_fd(), ram.as_fd()]).unwrap();
+            (&lifeline).read_exact(&mut [0]).unwrap();
             Self { directory, stamp: Some((stamp, claim)), lifeline: Some(lifeline), keeper }
         }
 
@@ -182,7 +221,7 @@ mod tests {
 
         fn visit(&self) -> (Stamp, UnixStream) {
             let stream = UnixStream::connect(self.socket()).unwrap();
-            let files = receive(&stream).unwrap();
+            let files = passing::receive(&stream).unwrap();
             assert_eq!(files.len(), 2);
             (Stamp::open(&File::from(files[0].try_clone().unwrap()), 0, PAGE_SIZE).unwrap(), stream)
         }
@@ -220,9 +259,11 @@ mod tests {
 
     #[test]
     fn its_descriptors_are_read_as_they_were_told() {
-        let numbers = Numbers { socket: 5, session: 6, lifeline: 7, files: vec![8, 9] };
-        assert_eq!(Numbers::parse(&numbers.word()), Some(numbers));
-        for text in ["", "5", "5,6,7", "5,6,7,2", "5,6,7,x", "5,,7,8"] {
+        for again in [false, true] {
+            let numbers = Numbers { socket: 5, lifeline: 7, again };
+            assert_eq!(Numbers::parse(&numbers.word()), Some(numbers));
+        }
+        for text in ["", "5", "5,6,7", "5,2", "5,x", "5,", ",again", "5,again"] {
             assert_eq!(Numbers::parse(text), None, "{text}");
         }
     }

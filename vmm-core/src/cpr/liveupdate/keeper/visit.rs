@@ -1,21 +1,16 @@
 //! Asking a keeper for the guest's memory.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use nix::cmsg_space;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-
-use super::socket_of;
+use super::{passing, socket_of};
 use crate::cpr::liveupdate::LiveUpdateError;
 
-/// How long a keeper may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The most descriptors that one sends.
-const MOST: usize = 64;
+/// How long a keeper may take to answer: it may be preserving all of the guest's RAM.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A saved guest's memory. The keeper looks whether somebody has claimed the guest when this ends.
 #[derive(Debug)]
@@ -62,26 +57,10 @@ pub fn is_there(guest: &str) -> bool {
 pub fn ask(guest: &str) -> Result<Option<Visit>, LiveUpdateError> {
     let doing = || format!("asking the keeper at {}", socket_of(guest).display());
     let Some(stream) = connect(guest).map_err(LiveUpdateError::io(doing()))? else { return Ok(None) };
-    let files = receive(&stream).map_err(LiveUpdateError::io(doing()))?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(LiveUpdateError::io(doing()))?;
+    let files = passing::receive(&stream).map_err(LiveUpdateError::io(doing()))?;
     if files.is_empty() {
         return Err(LiveUpdateError::Gone { name: guest.into() });
     }
     Visit::new(guest, files, stream.into()).map(Some)
-}
-
-pub(super) fn receive(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut space = cmsg_space!([RawFd; MOST]);
-    let mut byte = [0];
-    let mut parts = [IoSliceMut::new(&mut byte)];
-    let message =
-        recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let mut files = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(received) = control {
-            // SAFETY: the kernel has just made these descriptors for us; nothing else owns them.
-            files.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    Ok(files)
 }
