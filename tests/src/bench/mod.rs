@@ -9,11 +9,14 @@
 //!
 //! All of it runs at a raised priority where that is allowed, so that other work on the machine is not measured.
 //!
+//! What of an outage is ours when a host's guests are saved and loaded again is in `outage`.
+//!
 //! What a guest gets out of its disks and networks is another thing, in `io`.
 
 mod contenders;
 mod devices;
 mod io;
+mod outage;
 mod stats;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -42,6 +45,8 @@ enum What {
     Downtime(Downtime),
     /// What each idle device adds to the downtime of a transfer
     Devices(Devices),
+    /// How long our own part takes when several guests are saved, and loaded again
+    Outage(outage::Options),
     /// What a Linux guest gets out of its disks and networks, on ours and on QEMU
     Io(io::Options),
     /// Measures disks and networks; only in the lab's host
@@ -91,6 +96,10 @@ pub fn main() -> anyhow::Result<()> {
         What::Devices(options) => {
             raise();
             devices::run(options.count, options.json)
+        }
+        What::Outage(options) => {
+            raise();
+            outage::run(&options)
         }
         What::Io(options) => io::run(&options),
         What::Inside => io::inside(),
