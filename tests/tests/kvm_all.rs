@@ -106,7 +106,7 @@ fn where_room_ends_the_saved_are_saved_and_the_others_run_on() -> anyhow::Result
     let host = Host::new()?;
     let directory = directory(&host)?;
     // Room is reserved for one guest at a time, and then given back but for what its state takes.
-    mount(Some("none"), &directory, Some("tmpfs"), MsFlags::empty(), Some("size=1100k"))
+    mount(Some("none"), &directory, Some("tmpfs"), MsFlags::empty(), Some("size=1200k"))
         .map_err(|error| Skipped(format!("mounting a small tmpfs: {error}")))?;
     let done = room_ends(&host, &directory);
     umount(&directory).context("unmounting the small tmpfs")?;

@@ -53,7 +53,7 @@ pub(super) struct Flags {
     /// Where the serial port goes: null, stdio, pty, file:PATH or unix:PATH [default: null]
     #[arg(long, value_name = "TO")]
     serial: Option<ChardevConfig>,
-    /// A device on the PCI bus, added to the file's: `virtio-rng-pci` or `virtio-serial-pci`, with `id=ID`, `addr=SLOT` and its own keys
+    /// A device on the PCI bus, added to the file's: `virtio-{rng,balloon,blk,net,serial}-pci`, `vhost-vsock-pci` or `vfio-pci`, with `id=ID`, `addr=SLOT` and its own keys
     #[arg(long = "device", value_name = "DRIVER[,KEY=VALUE…]")]
     devices: Vec<DeviceConfig>,
     /// CPU features hidden from the guest
@@ -68,7 +68,7 @@ pub(super) struct Flags {
     /// Wait for `cont` before the first instruction
     #[arg(long)]
     paused: bool,
-    /// Boot in RAM in which a saved guest waits for its state file to be loaded, too: that guest is lost
+    /// Boot in RAM in which a saved guest waits for its state file to be loaded, too: that guest is lost; or where one waits as luo:NAME
     #[arg(long)]
     discard_saved: bool,
 }

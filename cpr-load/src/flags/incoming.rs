@@ -52,7 +52,7 @@ pub(super) struct ResumeFlags {
     /// The socket for the state, where it is another one than that for descriptors
     #[arg(long, value_name = "unix:PATH")]
     main: Option<String>,
-    /// What differs here: memory.path=PATH, serial=…, cpu.mask=FEATURE,…, name=NAME
+    /// What differs here: memory.path=PATH, memory.pmem=on, serial=…, cpu.mask=FEATURE,…, name=NAME, ID.path=PATH, ID.changed=accept
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Where a monitor listens from the start [default: the guest's own, once it is here]

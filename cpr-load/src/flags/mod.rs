@@ -73,12 +73,12 @@ enum Verb {
         after_help = "Examples:\n  cpr-load boot --config /etc/cpr/web.toml\n  cpr-load boot --name web --memory size=1G,backing=file,path=/dev/shm/web --kernel vmlinuz"
     )]
     Boot(Box<boot::Flags>),
-    /// Take over a guest from another process or from a file
+    /// Take over a guest from another process, or from where it was saved to
     #[command(
         after_help = "Examples:\n  cpr-load resume --from unix:/run/cpr/web-next\n  cpr-load resume --from file:/var/lib/cpr/web.state --set memory.path=/dev/dax1.0"
     )]
     Resume(incoming::ResumeFlags),
-    /// Say whether this host and this build can load a file, and what is in the way
+    /// Say whether this host and this build can load a saved guest, and what is in the way
     #[command(after_help = "Example:\n  cpr-load check --from file:/var/lib/cpr/web.state --json")]
     Check(incoming::CheckFlags),
     /// Show what a file holds; also of one that this build cannot load

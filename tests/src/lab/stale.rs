@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::commands::{refused, until};
+use super::image::GUEST_KERNEL;
 use super::paths::RUNTIME;
 
 /// What was loaded one kernel before, if that was not the first.
@@ -37,7 +38,7 @@ pub fn refuse_all(name: &str, file: &Path, with_ram: bool) -> Result<()> {
     if old.exists() { refuse(name, &old, was_loaded) } else { Ok(()) }
 }
 
-/// Tries to load a guest that is nowhere, and one that the kernel has kept with what cannot be had here, which leaves it there.
+/// Tries to boot another of its name, to load a guest that is nowhere, and one that the kernel has kept with what cannot be had here, which leaves it there.
 pub fn refuse_strange(name: &str) -> Result<()> {
     let resume = |from: &str, set: &[&str], word: &str| {
         let words = ["resume", "--from", from].into_iter().chain(set.iter().copied()).map(str::to_owned);
@@ -45,7 +46,9 @@ pub fn refuse_strange(name: &str) -> Result<()> {
     };
     let nobody = format!("luo:not-{name}");
     resume(&nobody, &[], &format!("no guest waits as {nobody}"))?;
+    let boot = ["boot", "--name", name, "--memory=size=64M", "--kernel", GUEST_KERNEL].map(str::to_owned);
     let from = format!("luo:{name}");
+    refused(name, &boot, &format!("waits as {from} already"))?;
     for _ in 0..2 {
         resume(&from, &["--set", "serial=file:/nowhere/serial"], "/nowhere/serial")?;
     }

@@ -11,6 +11,7 @@ use super::run_state::RunState;
 use super::{Loaded, Machine, MachineError};
 use crate::config::MachineConfig;
 use crate::cpr::fds::FdTable;
+use crate::cpr::liveupdate;
 use crate::cpr::reboot::stamp;
 use crate::memory::{self, RamBlock};
 use crate::x86::boot;
@@ -26,13 +27,14 @@ fn read_firmware(path: &Path) -> Result<Vec<u8>, MachineError> {
     Ok(image)
 }
 
-/// What becomes of a saved guest that waits, in the RAM that another is to be booted in, for its state file to be loaded.
+/// What becomes of a saved guest that waits for its state to be loaded, in the RAM that another is to be booted in, or with a keeper
+/// under its name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Waiting {
     /// It waits on: the boot is refused.
     #[default]
     Kept,
-    /// It is lost.
+    /// In that RAM it is lost. With a keeper it waits on.
     Discarded,
 }
 
@@ -60,6 +62,9 @@ impl Machine {
     ) -> Result<Loaded, MachineError> {
         config.validate()?;
         config.settle();
+        if waiting == Waiting::Kept {
+            liveupdate::refuse_waiting(&config.name)?;
+        }
         let backends = Backends::make(&config, source)?;
         let ram = RamBlock::create(memory::RAM, &config.memory)?;
         if let (Some(location), Waiting::Kept) = (ram.stamp_location(), waiting) {

@@ -81,6 +81,9 @@ pub enum MachineError {
     /// RAM that is somebody else's.
     #[error("pc.ram: {0}")]
     Stamp(#[from] crate::cpr::reboot::stamp::StampError),
+    /// Memory that the kernel keeps, and in which a guest waits.
+    #[error(transparent)]
+    LiveUpdate(#[from] crate::cpr::liveupdate::LiveUpdateError),
     /// Kernel, initrd or firmware.
     #[error(transparent)]
     Boot(#[from] BootError),

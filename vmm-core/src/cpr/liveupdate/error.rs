@@ -33,7 +33,7 @@ pub enum LiveUpdateError {
     /// There is a guest of that name.
     #[error(
         "a guest that was saved waits as luo:{name} already: load it (cpr-load resume --from luo:{name}); only to give it up, kill its \
-         keeper (SIGKILL)"
+         keeper (SIGKILL), or boot with --discard-saved"
     )]
     Waiting {
         /// The guest's name.

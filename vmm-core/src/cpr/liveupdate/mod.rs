@@ -25,11 +25,13 @@ use self::keeper::{Keeper, Visit};
 use self::session::{NODE, Session};
 use crate::config::ByteSize;
 use crate::cpr::blockers::Blocker;
+use crate::cpr::ownership::{PAGE_SIZE, State};
+use crate::cpr::reboot::stamp::{Stamp, StampError};
 use crate::memory::RamBlock;
 
 /// Preserves a guest's memory under its name, and has a keeper for it.
 pub fn preserve(name: &str, state: &File, ram: &RamBlock) -> Result<Keeper, LiveUpdateError> {
-    if left_by_the_kernel_before(name)?.is_some() {
+    if left_by_the_kernel_before(name)?.is_some_and(|visit| waits(&visit)) {
         return Err(LiveUpdateError::Waiting { name: name.into() });
     }
     let keeper = keeper::start(name, false)?;
@@ -59,25 +61,51 @@ pub fn find(name: &str) -> Result<Visit, LiveUpdateError> {
     }
 }
 
-/// Takes a guest that nobody has asked for yet out of the session that the kernel before this one has left, if there is one; it has a
-/// keeper from then on.
+/// Refuses to boot a guest where a saved one of its name waits: both would be on the same disks.
+pub fn refuse_waiting(name: &str) -> Result<(), LiveUpdateError> {
+    let waits = keeper::is_there(name)
+        || Path::new(NODE).exists()
+            && match left_by_the_kernel_before(name) {
+                // No guest of that name can wait there, or none of this user's.
+                Err(LiveUpdateError::Name { .. } | LiveUpdateError::None { .. }) => false,
+                left => left?.is_some_and(|visit| waits(&visit)),
+            };
+    if waits { Err(LiveUpdateError::Waiting { name: name.into() }) } else { Ok(()) }
+}
+
+/// Has a guest that nobody has asked for yet taken out of the session that the kernel before this one has left, if there is one; it has
+/// a keeper from then on.
 fn left_by_the_kernel_before(name: &str) -> Result<Option<Visit>, LiveUpdateError> {
-    let gone = || LiveUpdateError::Gone { name: name.into() };
-    // What can fail does so before anything is retrieved: with a session that is closed its files are gone.
-    let keeper = match keeper::start(name, true) {
+    match keeper::start(name, true) {
         // Somebody has come first.
-        Err(LiveUpdateError::Waiting { .. }) => return keeper::ask(name)?.ok_or_else(gone).map(Some),
-        keeper => keeper?,
-    };
+        Err(LiveUpdateError::Waiting { .. }) => {}
+        keeper => {
+            let keeper = keeper?;
+            match keeper.has_found() {
+                Ok(false) => return Ok(None),
+                // What it has is nobody's to end.
+                found => {
+                    keeper.leave();
+                    found?;
+                }
+            }
+        }
+    }
+    keeper::ask(name)?.ok_or_else(|| LiveUpdateError::Gone { name: name.into() }).map(Some)
+}
+
+/// The session that the kernel before this one has left of a guest, if there is one, and the files in it. Who closes the session before
+/// it has all files loses the others.
+fn retrieve(name: &str) -> Result<Option<(OwnedFd, Vec<OwnedFd>)>, LiveUpdateError> {
     let Some(session) = Session::retrieve(name)? else { return Ok(None) };
     let files = session.files()?;
-    let all: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-    match keeper.give(&session, &all) {
-        Ok(()) => keeper.leave(),
-        Err(error) => tracing::error!("{error}: should the guest not be loaded by this process, it is lost"),
-    }
-    // What was retrieved is used as it is; the keeper is asked by whoever comes next.
-    Visit::new(name, files, session.into()).map(Some)
+    Ok(Some((session.into(), files)))
+}
+
+/// Whether it is a guest that waits to be loaded, and not what a kexec has cut off, or one that was loaded.
+fn waits(visit: &Visit) -> bool {
+    let state = Stamp::open(&visit.state, 0, PAGE_SIZE).map(|stamp| stamp.ownership().state());
+    !matches!(state, Ok(Ok(State::Source | State::Target)) | Err(StampError::NoStamp(_)))
 }
 
 /// What stands in the way of preserving a guest's memory.

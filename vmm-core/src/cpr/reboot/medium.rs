@@ -47,7 +47,7 @@ pub(super) struct Preserved {
 
 impl Preserved {
     /// Whether somebody has it who will keep it.
-    pub(super) fn is_kept(&mut self) -> bool {
+    pub(super) fn is_kept(&self) -> bool {
         self.keeper.lives()
     }
 

@@ -58,7 +58,7 @@ pub fn save(
     stopped.offer(stamp.ownership()).in_phase(Phase::Handover)?;
     let may_go_back = medium.can_be_taken_back();
     let mut published = medium.publish(&location, at, state).in_phase(Phase::Handover);
-    if let Ok(Some(preserved)) = &mut published
+    if let Ok(Some(preserved)) = &published
         && !preserved.is_kept()
     {
         published = Err(HandoverError::new(Phase::Handover, "the guest's keeper has ended"));

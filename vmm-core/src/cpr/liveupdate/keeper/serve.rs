@@ -1,7 +1,7 @@
 //! What a keeper does.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
@@ -20,6 +20,10 @@ use crate::monitor::server::refuse_strangers;
 
 /// How often the word is looked at, in milliseconds, if nothing happens.
 const LOOKS: u16 = 1000;
+/// What it says when it is ready, when it has the guest, and when it is asked whether it lives; and where the kernel has no guest for it.
+/// Anything else is an error's beginning.
+pub(super) const FOUND: u8 = b'+';
+pub(super) const NOTHING: u8 = b'-';
 /// How many may visit at a time.
 const VISITORS: usize = 16;
 /// How long it waits when nobody can be let in.
@@ -70,21 +74,55 @@ pub fn serve(guest: &str, numbers: Numbers) -> io::Result<()> {
     let listener = UnixListener::from(inherit::take(numbers.socket)?);
     listener.set_nonblocking(true)?;
     let lifeline = UnixStream::from(inherit::take(numbers.lifeline)?);
-    (&lifeline).write_all(b"\n")?;
-    let mut given = passing::receive(&lifeline)?.into_iter();
-    let (Some(session), Some(state)) = (given.next(), given.next()) else {
-        return Err(io::Error::other("nothing was given to keep"));
-    };
-    let state = File::from(state);
-    let files: Vec<OwnedFd> = [state.try_clone()?.into()].into_iter().chain(given).collect();
-    // A word that cannot be sent is one that nobody waits for.
-    let _ = (&lifeline).write_all(b"\n");
-    let kept = Kept { guest, session: Some(session), files, since: Instant::now(), again: numbers.again };
-    kept.serve(&listener, lifeline.into(), &state)?;
+    say(&lifeline, &[FOUND]);
+    let taken = if numbers.again { retrieved(guest, &lifeline) } else { given(&lifeline).map(Some) };
+    let served = taken.and_then(|taken| {
+        let Some((session, files)) = taken else { return Ok(()) };
+        say(&lifeline, &[FOUND]);
+        let state = File::from(files[0].try_clone()?);
+        let kept = Kept { guest, session: Some(session), files, since: Instant::now(), again: numbers.again };
+        kept.serve(&listener, lifeline, &state);
+        Ok(())
+    });
     if let Some(path) = listener.local_addr()?.as_pathname() {
-        fs::remove_file(path)?;
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
-    Ok(())
+    served
+}
+
+/// One that cannot be sent is one that nobody waits for.
+fn say(to: &UnixStream, words: &[u8]) {
+    let mut to = to;
+    let _ = to.write_all(words);
+}
+
+/// A session, and a guest's memory.
+type Guest = (OwnedFd, Vec<OwnedFd>);
+
+/// Receives the guest from whoever has made this keeper for it.
+fn given(lifeline: &UnixStream) -> io::Result<Guest> {
+    let mut given = passing::receive(lifeline)?.into_iter();
+    let session = given.next().filter(|_| given.len() > 0);
+    let session = session.ok_or_else(|| io::Error::other("nothing was given to keep"))?;
+    Ok((session, given.collect()))
+}
+
+/// Takes the guest out of the kernel, if it is there, and says so if it is not.
+fn retrieved(guest: &str, lifeline: &UnixStream) -> io::Result<Option<Guest>> {
+    match liveupdate::retrieve(guest) {
+        Ok(Some((session, files))) if !files.is_empty() => Ok(Some((session, files))),
+        Ok(_) => {
+            say(lifeline, &[NOTHING]);
+            Ok(None)
+        }
+        Err(error) => {
+            say(lifeline, format!("!{error}").as_bytes());
+            Err(io::Error::other(error))
+        }
+    }
 }
 
 /// What a keeper has.
@@ -98,13 +136,19 @@ struct Kept<'a> {
 }
 
 impl Kept<'_> {
-    fn serve(mut self, listener: &UnixListener, lifeline: OwnedFd, state: &File) -> io::Result<()> {
+    fn serve(mut self, listener: &UnixListener, lifeline: UnixStream, state: &File) {
         let mut lifeline = Some(lifeline);
         let mut visitors: Vec<UnixStream> = Vec::new();
         while !is_over(state, lifeline.is_none()) {
-            let ready = wait(listener, lifeline.as_ref(), &visitors)?;
+            let Ok(ready) = wait(listener, lifeline.as_ref(), &visitors) else {
+                thread::sleep(BREATH);
+                continue;
+            };
             if ready[1] {
-                lifeline = None;
+                lifeline = lifeline.filter(|mut lifeline| matches!(lifeline.read(&mut [0]), Ok(1..)));
+                if let Some(lifeline) = &lifeline {
+                    say(lifeline, &[FOUND]);
+                }
             }
             let mut gone = ready[2..].iter();
             visitors.retain(|_| gone.next() == Some(&false));
@@ -115,11 +159,10 @@ impl Kept<'_> {
                     Ok(_) | Err(_) => thread::sleep(BREATH),
                 }
             }
-            if self.again && self.since.elapsed() > SOON && visitors.is_empty() {
+            if self.again && self.since.elapsed() > SOON {
                 self.renew();
             }
         }
-        Ok(())
     }
 
     /// Gives the guest's memory to a visitor who may have it.
@@ -143,7 +186,7 @@ impl Kept<'_> {
 /// Waits for something to happen: at the socket, at the lifeline, to each visitor.
 fn wait(
     listener: &UnixListener,
-    lifeline: Option<&OwnedFd>,
+    lifeline: Option<&UnixStream>,
     visitors: &[UnixStream],
 ) -> io::Result<Vec<bool>> {
     let polled = |fd| PollFd::new(fd, PollFlags::POLLIN);
@@ -202,9 +245,13 @@ mod tests {
             };
             let keeper = thread::spawn(move || serve("web", numbers));
             let [session, ram] = [0, 1].map(|_| File::open("/dev/null").unwrap());
-            (&lifeline).read_exact(&mut [0]).unwrap();
+            let hear = || (&lifeline).read_exact(&mut [0]).unwrap();
+            hear();
             passing::send(&lifeline, &[session.as_fd(), state.as_fd(), ram.as_fd()]).unwrap();
-            (&lifeline).read_exact(&mut [0]).unwrap();
+            hear();
+            // Whether it lives.
+            (&lifeline).write_all(b"?").unwrap();
+            hear();
             Self { directory, stamp: Some((stamp, claim)), lifeline: Some(lifeline), keeper }
         }
 

@@ -19,21 +19,18 @@ pub struct Visit {
     pub state: File,
     /// RAM, in the order of its blocks; to be taken.
     pub ram: Vec<OwnedFd>,
-    /// The keeper's socket; or where none could be made, what it would hold.
-    _held: OwnedFd,
+    /// The keeper's socket.
+    _keeper: UnixStream,
 }
 
 impl Visit {
-    /// A guest's memory, and what must be held until the guest is claimed.
-    pub(in crate::cpr::liveupdate) fn new(
-        guest: &str,
-        files: Vec<OwnedFd>,
-        held: OwnedFd,
-    ) -> Result<Self, LiveUpdateError> {
+    fn new(guest: &str, files: Vec<OwnedFd>, keeper: UnixStream) -> Result<Self, LiveUpdateError> {
         let found = files.len();
         let mut files = files.into_iter();
         match files.next() {
-            Some(state) if found > 1 => Ok(Self { state: state.into(), ram: files.collect(), _held: held }),
+            Some(state) if found > 1 => {
+                Ok(Self { state: state.into(), ram: files.collect(), _keeper: keeper })
+            }
             _ => Err(LiveUpdateError::Sent { name: guest.into(), found }),
         }
     }
@@ -62,5 +59,5 @@ pub fn ask(guest: &str) -> Result<Option<Visit>, LiveUpdateError> {
     if files.is_empty() {
         return Err(LiveUpdateError::Gone { name: guest.into() });
     }
-    Visit::new(guest, files, stream.into()).map(Some)
+    Visit::new(guest, files, stream).map(Some)
 }
