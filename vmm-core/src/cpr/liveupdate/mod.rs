@@ -4,8 +4,8 @@
 //!    the state is written.
 //! 2. A saved guest is with its keeper, a process that holds the session and hands the memfds out to whoever asks ([`keeper`]).
 //!    A session whose last holder ends before the kexec is gone, and under the next kernel so is what was not retrieved.
-//! 3. `cpr-load` asks the keeper, under this kernel, where a kexec failed, as under the next one, where it makes the keeper
-//!    first ([`find`]). A load that fails leaves the guest with the keeper.
+//! 3. `cpr-load` asks the keeper, under this kernel, where a kexec failed, as under the next one, where it makes a keeper first that
+//!    takes the guest out of the kernel ([`find`]). A load that fails leaves the guest with the keeper.
 //! 4. Who may run the guest is told by the ownership word beside the state, as in a state file. Once it is claimed the keeper ends.
 //!
 //! `ioctls` is the system calls, `session` a session, `error` what can go wrong.
@@ -19,6 +19,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use nix::unistd::{AccessFlags, access};
 
 pub use self::error::LiveUpdateError;
 use self::keeper::{Keeper, Visit};
@@ -63,10 +65,11 @@ pub fn find(name: &str) -> Result<Visit, LiveUpdateError> {
 
 /// Refuses to boot a guest where a saved one of its name waits: both would be on the same disks.
 pub fn refuse_waiting(name: &str) -> Result<(), LiveUpdateError> {
+    // Who may not open the node has saved nothing there.
     let waits = keeper::is_there(name)
-        || Path::new(NODE).exists()
+        || access(NODE, AccessFlags::R_OK | AccessFlags::W_OK).is_ok()
             && match left_by_the_kernel_before(name) {
-                // No guest of that name can wait there, or none of this user's.
+                // None of that name can wait there.
                 Err(LiveUpdateError::Name { .. } | LiveUpdateError::None { .. }) => false,
                 left => left?.is_some_and(|visit| waits(&visit)),
             };

@@ -6,7 +6,6 @@
 //! 3. Else it lives until the kexec, or is killed: it does not heed the signals that ask to end, and its name begins with `@`, by
 //!    which systemd spares it at the very end, if it is root's (<https://systemd.io/ROOT_STORAGE_DAEMONS/>). It says nothing
 //!    anywhere: a log that nobody reads must not end it.
-//!
 //! 4. One that took a guest out of the kernel before this one has this one preserve it for the next, if nobody claims it soon.
 //!
 //! `start` makes one, `serve` is what it does, `visit` asks it, `passing` is how memory goes from one to the other.

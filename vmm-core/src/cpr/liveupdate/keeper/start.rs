@@ -60,7 +60,8 @@ fn listen(path: &Path, guest: &str) -> io::Result<Option<UnixListener>> {
     }
 }
 
-/// Starts one for a guest that has none, or for one that has come over a kexec and is preserved `again`. It has nothing yet; only the runtime directory's owner reaches its socket.
+/// Starts one for a guest that is to be saved, or for one that may have come over a kexec, which is then preserved `again`. Only the
+/// runtime directory's owner reaches its socket.
 pub(in crate::cpr::liveupdate) fn start(guest: &str, again: bool) -> Result<Keeper, LiveUpdateError> {
     session::name_of(guest)?;
     let path = socket_of(guest);
