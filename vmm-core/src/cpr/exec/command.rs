@@ -6,6 +6,8 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::inherit;
+
 /// A program with its leading arguments; what it shall do is appended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecCommand {
@@ -72,9 +74,7 @@ impl Arrival {
 
     /// Reads `CHANNEL[,BACK,BINARY]`.
     pub fn parse(text: &str) -> Option<Self> {
-        let fd = |text: &str| text.parse::<RawFd>().ok().filter(|fd| *fd > 2);
-        let numbers: Option<Vec<RawFd>> = text.split(',').map(fd).collect();
-        match numbers?[..] {
+        match inherit::numbers(text)?[..] {
             [channel] => Some(Self { channel, back: None }),
             [channel, back, binary] => Some(Self { channel, back: Some((back, binary)) }),
             _ => None,

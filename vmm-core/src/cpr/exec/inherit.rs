@@ -21,6 +21,11 @@ pub fn keep_only(kept: &[&OwnedFd]) -> io::Result<()> {
     kept.iter().try_for_each(|fd| set_close_on_exec(fd, false))
 }
 
+/// Reads numbers of descriptors, with commas between them. A standard stream is none that is left to a process.
+pub fn numbers(text: &str) -> Option<Vec<RawFd>> {
+    text.split(',').map(|word| word.parse().ok().filter(|fd| *fd > 2)).collect()
+}
+
 /// Takes a descriptor that the process before this one left open, close-on-exec from here on. To be called once for a
 /// number, and only with one that the command line named.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use super::child::Start;
+use super::inherit;
 use crate::cpr::error::{HandoverError, InPhase};
 use crate::cpr::report::Phase;
 
@@ -33,9 +34,7 @@ impl Sockets {
 
     /// Reads `FROM,ONWARD,BACK`.
     pub fn parse(text: &str) -> Option<Self> {
-        let numbers: Option<Vec<RawFd>> =
-            text.split(',').map(|word| word.parse().ok().filter(|fd| *fd > 2)).collect();
-        let [from, onward, back] = numbers?[..] else { return None };
+        let [from, onward, back] = inherit::numbers(text)?[..] else { return None };
         Some(Self { from, onward, back })
     }
 }

@@ -27,8 +27,6 @@ use self::keeper::{Keeper, Visit};
 use self::session::{NODE, Session};
 use crate::config::ByteSize;
 use crate::cpr::blockers::Blocker;
-use crate::cpr::ownership::{PAGE_SIZE, State};
-use crate::cpr::reboot::stamp::{Stamp, StampError};
 use crate::memory::RamBlock;
 
 /// Preserves a guest's memory under its name, and has a keeper for it.
@@ -107,8 +105,7 @@ fn retrieve(name: &str) -> Result<Option<(OwnedFd, Vec<OwnedFd>)>, LiveUpdateErr
 
 /// Whether it is a guest that waits to be loaded, and not what a kexec has cut off, or one that was loaded.
 fn waits(visit: &Visit) -> bool {
-    let state = Stamp::open(&visit.state, 0, PAGE_SIZE).map(|stamp| stamp.ownership().state());
-    !matches!(state, Ok(Ok(State::Source | State::Target)) | Err(StampError::NoStamp(_)))
+    !keeper::is_over(&visit.state, true)
 }
 
 /// What stands in the way of preserving a guest's memory.

@@ -24,6 +24,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use self::connection::{Connection, Verdict};
 use self::socket::Listener;
 pub use self::socket::refuse_strangers;
+pub(crate) use self::socket::{BindError, failed, listen, lock_directory};
 pub use self::state::{MonitorClientState, MonitorState};
 use super::control::Control;
 use super::events::EventSender;

@@ -48,21 +48,12 @@ impl Peer {
 
 impl Listener {
     pub fn bind(path: &Path) -> Result<Self, MonitorError> {
-        let failed = |doing| {
-            move |source: io::Error| MonitorError::Io { path: path.display().to_string(), doing, source }
-        };
-        // Two processes that start at once must not both find the file stale.
-        let _lock = lock_directory(path).map_err(failed("locking its directory"))?;
-        clear(path)?;
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)
-            .map_err(|e| failed("making it")(e.into()))?;
-        // The file gets the mode of the socket, so there is no moment at which others could connect.
-        fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| failed("setting its mode")(e.into()))?;
-        let address = UnixAddr::new(path).map_err(|e| failed("reading its path")(e.into()))?;
-        socket::bind(fd.as_raw_fd(), &address).map_err(|e| failed("binding it")(e.into()))?;
-        socket::listen(&fd, Backlog::MAXCONN).map_err(|e| failed("listening on it")(e.into()))?;
-        Ok(Self::new(fd, path.to_owned()))
+        let name = || path.display().to_string();
+        listen(path).map(|socket| Self::new(socket, path.to_owned())).map_err(|error| match error {
+            BindError::InUse => MonitorError::InUse(name()),
+            BindError::NoSocket => MonitorError::NoSocket(name()),
+            BindError::Io { doing, source } => MonitorError::Io { path: name(), doing, source },
+        })
     }
 
     pub fn new(socket: OwnedFd, path: PathBuf) -> Self {
@@ -99,21 +90,62 @@ impl Listener {
     }
 }
 
+/// Why nobody can listen at a path.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BindError {
+    /// Somebody does.
+    #[error("another process listens there")]
+    InUse,
+    /// There is something that is no socket.
+    #[error("there is a file of that name that is no socket; remove it")]
+    NoSocket,
+    /// A system call failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+}
+
+/// The error of a call that failed.
+pub(crate) fn failed<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> BindError {
+    move |source| BindError::Io { doing, source: source.into() }
+}
+
+/// Listens at a path, which only our own user and root reach, in the place of a process that does no more.
+pub(crate) fn listen(path: &Path) -> Result<OwnedFd, BindError> {
+    // Two processes that start at once must not both find the file stale.
+    let _lock = lock_directory(path).map_err(failed("locking its directory"))?;
+    clear(path)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd =
+        socket::socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed("making it"))?;
+    // The file gets the mode of the socket, so there is no moment at which others could connect.
+    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed("setting its mode"))?;
+    let address = UnixAddr::new(path).map_err(failed("reading its path"))?;
+    socket::bind(fd.as_raw_fd(), &address).map_err(failed("binding it"))?;
+    socket::listen(&fd, Backlog::MAXCONN).map_err(failed("listening on it"))?;
+    Ok(fd)
+}
+
 /// Removes a socket file that nobody listens on.
-fn clear(path: &Path) -> Result<(), MonitorError> {
-    let name = || path.display().to_string();
+fn clear(path: &Path) -> Result<(), BindError> {
     let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
-        return Err(MonitorError::NoSocket(name()));
+        return Err(BindError::NoSocket);
     }
     match UnixStream::connect(path) {
-        Err(error) if error.raw_os_error() == Some(Errno::ECONNREFUSED as i32) => std::fs::remove_file(path)
-            .map_err(|source| MonitorError::Io { path: name(), doing: "removing the stale file", source }),
-        _ => Err(MonitorError::InUse(name())),
+        Err(error) if error.raw_os_error() == Some(Errno::ECONNREFUSED as i32) => {
+            std::fs::remove_file(path).map_err(failed("removing the stale file"))
+        }
+        _ => Err(BindError::InUse),
     }
 }
 
-fn lock_directory(path: &Path) -> io::Result<Flock<std::fs::File>> {
+/// Keeps others from giving names to sockets beside this one, and from taking them away.
+pub(crate) fn lock_directory(path: &Path) -> io::Result<Flock<std::fs::File>> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -17,6 +17,7 @@ mod visit;
 
 use std::path::PathBuf;
 
+pub(super) use self::serve::is_over;
 pub use self::serve::{Numbers, ignore_signals, serve};
 pub use self::start::Keeper;
 pub(super) use self::start::start;

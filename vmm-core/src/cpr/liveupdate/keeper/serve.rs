@@ -53,9 +53,7 @@ impl Numbers {
     /// Reads that.
     pub fn parse(text: &str) -> Option<Self> {
         let (text, again) = text.strip_suffix(AGAIN).map_or((text, false), |text| (text, true));
-        let numbers: Option<Vec<RawFd>> =
-            text.split(',').map(|word| word.parse().ok().filter(|number| *number > 2)).collect();
-        let [socket, lifeline] = numbers?[..] else { return None };
+        let [socket, lifeline] = inherit::numbers(text)?[..] else { return None };
         Some(Self { socket, lifeline, again })
     }
 }
@@ -201,8 +199,9 @@ fn wait(
     Ok(ready)
 }
 
-/// Whether nobody will ask any more. Memory of which it cannot be told is kept.
-fn is_over(state: &File, alone: bool) -> bool {
+/// Whether nobody is to have the guest in this memory any more, whoever made its keeper having left that alone, or not yet. Memory of
+/// which it cannot be told is kept.
+pub(in crate::cpr::liveupdate) fn is_over(state: &File, alone: bool) -> bool {
     match Stamp::open(state, 0, PAGE_SIZE).map(|stamp| stamp.ownership().state()) {
         Ok(Ok(State::Target)) => true,
         // Who makes it has not come to the offer yet, or has taken it back.

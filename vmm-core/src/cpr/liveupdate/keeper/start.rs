@@ -4,17 +4,15 @@
 //! 2. It is given the session and the guest's memory over its lifeline, and says that it has them; or takes them out of the kernel
 //!    itself, and says whether they were there. No other process than it ever has what the kernel gives out once.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
-
-use nix::fcntl::{Flock, FlockArg};
 
 use super::serve::{self, Numbers};
 use super::{is_there, passing, socket_of};
@@ -22,6 +20,7 @@ use crate::cpr::exec::child;
 use crate::cpr::liveupdate::LiveUpdateError;
 use crate::cpr::liveupdate::session::{self, Session};
 use crate::monitor::paths;
+use crate::monitor::server::{BindError, failed, listen, lock_directory};
 
 /// What the process is called.
 const NAME: &str = "@cpr-load";
@@ -41,36 +40,21 @@ pub struct Keeper {
     lifeline: UnixStream,
 }
 
-/// Keeps others from giving names to sockets, and from taking them away.
-fn alone() -> io::Result<Flock<File>> {
-    let directory = File::open(paths::make_runtime_dir()?)?;
-    Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
-}
-
-/// A socket for the keeper of a guest that has none.
-fn listen(path: &Path, guest: &str) -> io::Result<Option<UnixListener>> {
-    // Of two that find nobody listening, one removes what was left behind, and the other finds the first.
-    let _alone = alone()?;
-    if is_there(guest) {
-        return Ok(None);
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => UnixListener::bind(path).map(Some),
-    }
-}
-
 /// Starts one for a guest that is to be saved, or for one that may have come over a kexec, which is then preserved `again`. Only the
 /// runtime directory's owner reaches its socket.
 pub(in crate::cpr::liveupdate) fn start(guest: &str, again: bool) -> Result<Keeper, LiveUpdateError> {
     session::name_of(guest)?;
     let path = socket_of(guest);
-    let listening =
-        listen(&path, guest).map_err(LiveUpdateError::io(format!("listening on {}", path.display())))?;
-    let Some(socket) = listening else { return Err(LiveUpdateError::Waiting { name: guest.into() }) };
+    let unheard = LiveUpdateError::io(format!("listening on {}", path.display()));
+    let made = paths::make_runtime_dir().map_err(failed("making its directory"));
+    let socket = match made.and_then(|_| listen(&path)) {
+        Ok(socket) => socket,
+        Err(BindError::InUse) => return Err(LiveUpdateError::Waiting { name: guest.into() }),
+        Err(error) => return Err(unheard(io::Error::other(error))),
+    };
     let start = || -> io::Result<Keeper> {
         let (ours, theirs) = UnixStream::pair()?;
-        let (socket, lifeline) = (OwnedFd::from(socket), OwnedFd::from(theirs));
+        let lifeline = OwnedFd::from(theirs);
         let numbers = Numbers { socket: socket.as_raw_fd(), lifeline: lifeline.as_raw_fd(), again };
         let mut command = Command::new(Path::new("/proc/self/exe"));
         command.arg0(NAME).args(["keep", "--", guest, &numbers.word()]);
@@ -145,8 +129,9 @@ impl Keeper {
 
     /// Takes its name away, unless that is another's by now.
     fn unlisten(&self) -> io::Result<()> {
-        let _alone = alone()?;
-        if self.lives() || !is_there(&self.guest) { fs::remove_file(socket_of(&self.guest)) } else { Ok(()) }
+        let path = socket_of(&self.guest);
+        let _alone = lock_directory(&path)?;
+        if self.lives() || !is_there(&self.guest) { fs::remove_file(path) } else { Ok(()) }
     }
 }
 
