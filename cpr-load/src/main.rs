@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     open_as_many_as_allowed();
     let result = match invocation.action {
         Action::Boot(boot) => commands::boot(*boot),
+        Action::Start(start) => commands::start(*start),
         Action::Resume(resume) => commands::resume(resume),
         Action::Check(check) => Ok(commands::check(&check)),
         Action::Inspect(inspect) => commands::inspect(&inspect),

@@ -1,10 +1,11 @@
-//! Saves all guests of the host.
+//! Saves all guests of the host, or one where it is best kept.
 //!
 //! 1. Every guest is asked what stands in the way before any is touched: one that cannot go keeps all of them.
 //! 2. So many at a time are saved, each as `reboot` saves one. After the first that fails, or a signal, no other is begun.
 //! 3. A guest that is there when all are saved came meanwhile, and was not.
 //! 4. The end tells of each guest where it is.
 
+use std::fmt::Write;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::slice;
@@ -15,6 +16,7 @@ use std::{fmt, io};
 
 use anyhow::{Context, anyhow};
 use serde_json::{Value, json};
+use vmm_core::cpr::reboot::state_file;
 use vmm_core::monitor::client::ClientError;
 use vmm_core::monitor::{Address, Channels, RunState, paths};
 
@@ -29,42 +31,51 @@ use crate::{check, handover};
 /// All guests are to be saved, or asked whether they could be.
 #[derive(Debug, PartialEq, Eq)]
 pub struct All {
-    /// How, but for the file. RAM is copied where it would not survive otherwise.
+    /// How, but for the place. RAM is copied where it would not survive otherwise.
     pub plan: Plan,
     /// Where they go.
     pub shelf: Shelf,
+    /// Names of those that are left alone.
+    pub except: Vec<String>,
     /// How many are saved at a time; `None`: as many as there are processors.
     pub jobs: Option<NonZero<usize>>,
 }
 
-/// Where several guests wait.
+/// Where guests wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Shelf {
     /// In files of a directory, each of the name `NAME.state`.
     Directory(PathBuf),
     /// In memory that the host's next kernel finds.
     LiveUpdate,
+    /// In memory where the kernel can keep it, else in a file of a directory.
+    Best(PathBuf),
 }
 
 impl Shelf {
-    /// Where a guest goes, and where `cpr-load` finds it.
-    pub fn of(&self, guest: &str) -> (Address, String) {
+    /// Where a guest may go, in the order in which that is tried, each with what `cpr-load` calls it.
+    pub fn places(&self, guest: &str) -> Vec<(Address, String)> {
+        let memory = || (Address::LiveUpdate(guest.to_owned()), format!("luo:{guest}"));
+        let file = |directory: &Path| {
+            let file = state_file(directory, guest);
+            let from = format!("file:{}", file.display());
+            (Address::File(file), from)
+        };
         match self {
-            Self::Directory(path) => {
-                let file = path.join(format!("{guest}.state"));
-                let from = format!("file:{}", file.display());
-                (Address::File(file), from)
-            }
-            Self::LiveUpdate => (Address::LiveUpdate(guest.to_owned()), format!("luo:{guest}")),
+            Self::Directory(path) => vec![file(path)],
+            Self::LiveUpdate => vec![memory()],
+            Self::Best(path) => vec![memory(), file(path)],
         }
     }
 }
 
 impl fmt::Display for Shelf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let memory = "memory, which their keepers have until the kexec";
         match self {
             Self::Directory(path) => path.display().fmt(f),
-            Self::LiveUpdate => f.write_str("memory, which their keepers have until the kexec"),
+            Self::LiveUpdate => f.write_str(memory),
+            Self::Best(path) => write!(f, "{memory}, or in {}", path.display()),
         }
     }
 }
@@ -124,7 +135,7 @@ pub fn save(all: &All, progress: &Progress) -> Result<(), Failure> {
         course.into_inner().unwrap_or_else(PoisonError::into_inner);
     several.not_begun = waiting.map(|one| one.name.clone()).collect();
     if several.failed.is_empty() && several.not_begun.is_empty() {
-        several.failed = late();
+        several.failed = late(&all.except);
     }
     if !several.failed.is_empty() || !several.not_begun.is_empty() {
         return Err(Failure::Several(several));
@@ -167,14 +178,18 @@ impl One {
 /// `check --all`.
 pub fn check(all: &All, progress: &Progress) -> Result<(), Failure> {
     let Ready { guests, passed_over } = ready(all, progress)?;
-    let names: Vec<_> = guests.iter().map(|one| one.name.as_str()).collect();
-    let text = format!(
+    let mut text = format!(
         "nothing stands in the way of {} of {} guests{}",
         all.plan.mode,
         guests.len(),
         besides(&passed_over)
     );
-    progress.done(&text, &json!({"mode": all.plan.mode, "guests": names, "passed-over": passed_over}));
+    for One { name, from, plan, .. } in &guests {
+        let copied = if plan.copy_ram { ", its RAM copied" } else { "" };
+        let _ = write!(text, "\n  {name}: to {from}{copied}");
+    }
+    let places: Vec<_> = guests.iter().map(|one| json!({"guest": one.name, "from": one.from})).collect();
+    progress.done(&text, &json!({"mode": all.plan.mode, "guests": places, "passed-over": passed_over}));
     Ok(())
 }
 
@@ -191,12 +206,15 @@ fn besides(passed_over: &[String]) -> String {
 /// All guests, once nothing stands in the way of any.
 fn ready(all: &All, progress: &Progress) -> Result<Ready, Failure> {
     let (mut ready, mut several) = (Ready::default(), Several::default());
-    for (name, vm) in guests().map_err(Failure::refused)? {
-        let (to, from) = all.shelf.of(&name);
-        let channels = Channels { main: Some(to), cpr: None };
-        let plan = Plan { channels, ..all.plan.clone() };
-        match way_of(&vm, plan) {
-            Ok(Some(plan)) => ready.guests.push(One { name, vm, plan, from }),
+    let mut listed = guests().map_err(Failure::refused)?;
+    if let Some(unknown) = all.except.iter().find(|except| !listed.iter().any(|(name, _)| name == *except)) {
+        let error = anyhow!("no guest '{unknown}' to be left alone in {}", paths::runtime_dir().display());
+        return Err(Failure::refused(error));
+    }
+    listed.retain(|(name, _)| !all.except.contains(name));
+    for (name, vm) in listed {
+        match way_of(&vm, &name, &all.plan, &all.shelf) {
+            Ok(Some((plan, from))) => ready.guests.push(One { name, vm, plan, from }),
             Ok(None) => {
                 progress.of(&name).note("has no guest", &json!({"event": "passed-over"}));
                 ready.passed_over.push(name);
@@ -211,11 +229,44 @@ fn ready(all: &All, progress: &Progress) -> Result<Ready, Failure> {
     Err(Failure::Several(several))
 }
 
-/// How a guest goes, if there is one, when nothing stands in its way.
-fn way_of(vm: &Path, plan: Plan) -> Result<Option<Plan>, Failure> {
+/// How one guest goes, to the first place in whose way nothing stands.
+pub fn best(vm: &Path, plan: &Plan, shelf: &Shelf) -> Result<Plan, Failure> {
+    let mut guest = Guest::connect(vm)?;
+    let name = guest.name().map_err(Failure::refused)?;
+    drop(guest);
+    match way_of(vm, &name, plan, shelf)? {
+        Some((plan, _)) => Ok(plan),
+        None => Err(Failure::refused(anyhow!("{} has no guest", vm.display()))),
+    }
+}
+
+/// How a guest goes and where it is found then, if there is one, when nothing stands in its way to one of the places.
+fn way_of(vm: &Path, name: &str, plan: &Plan, shelf: &Shelf) -> Result<Option<(Plan, String)>, Failure> {
     let Some((mut guest, _)) = guest_at(vm).map_err(Failure::refused)? else { return Ok(None) };
+    let (mut blockers, mut why) = (Vec::new(), None);
+    for (to, from) in shelf.places(name) {
+        let plan = Plan {
+            copy_ram: plan.copy_ram && matches!(to, Address::File(_)),
+            channels: Channels { main: Some(to), cpr: None },
+            ..plan.clone()
+        };
+        match way_to(&mut guest, plan) {
+            Ok(plan) => return Ok(Some((plan, from))),
+            Err(Failure::Refused { blockers: found, error }) => {
+                blockers.extend(found.into_iter().filter(|one| !blockers.contains(one)).collect::<Vec<_>>());
+                why.get_or_insert(error);
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    let error = why.unwrap_or_else(|| anyhow!("there is no place for it"));
+    Err(Failure::Refused { blockers, error })
+}
+
+/// How a guest goes to one place.
+fn way_to(guest: &mut Guest, plan: Plan) -> Result<Plan, Failure> {
     let knows = guest.has_cpr_commands;
-    let mut check = |plan: &Plan| match check::refuse(&mut guest, plan) {
+    let mut check = |plan: &Plan| match check::refuse(guest, plan) {
         // Nothing has been touched yet.
         Err(Failure::Unknown(error)) => Err(Failure::refused(error)),
         checked => checked,
@@ -223,15 +274,15 @@ fn way_of(vm: &Path, plan: Plan) -> Result<Option<Plan>, Failure> {
     // What would outlive a kexec need not be copied, whatever comes. Others than us do not say.
     let in_place = Plan { copy_ram: false, kexec: true, ..plan.clone() };
     if plan.copy_ram && knows && check(&in_place).is_ok() {
-        return Ok(Some(in_place));
+        return Ok(in_place);
     }
-    check(&plan).map(|()| Some(plan))
+    check(&plan).map(|()| plan)
 }
 
 /// Guests that are here, or may be, though all were saved.
-fn late() -> Vec<(String, Failure)> {
+fn late(except: &[String]) -> Vec<(String, Failure)> {
     let listed = match guests() {
-        Ok(listed) => listed,
+        Ok(listed) => listed.into_iter().filter(|(name, _)| !except.contains(name)),
         Err(error) => return vec![(paths::runtime_dir().display().to_string(), Failure::Unknown(error))],
     };
     let ask = |(name, vm): (String, PathBuf)| match guest_at(&vm) {
@@ -245,7 +296,7 @@ fn late() -> Vec<(String, Failure)> {
             Some((name, Failure::Unknown(error)))
         }
     };
-    listed.into_iter().filter_map(ask).collect()
+    listed.filter_map(ask).collect()
 }
 
 fn guests() -> anyhow::Result<Vec<(String, PathBuf)>> {

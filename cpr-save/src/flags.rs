@@ -29,6 +29,9 @@ pub struct Invocation {
 pub enum Action {
     Handover(Plan),
     Check(Plan),
+    /// To the first place in whose way nothing stands.
+    SaveBest(Plan, Shelf),
+    CheckBest(Plan, Shelf),
     SaveAll(All),
     CheckAll(All),
     Status,
@@ -138,8 +141,8 @@ enum Verb {
         #[command(flatten)]
         which: Which,
         /// The file, replaced as a whole when everything is in it; with --all the directory for files NAME.state; `luo:` is memory that
-        /// the host's next kernel finds, and the RAM with it
-        #[arg(long, value_name = "file:PATH|dir:PATH|luo:", value_parser = place)]
+        /// the host's next kernel finds, and the RAM with it; `auto:` is that where it can be, else NAME.state in a directory
+        #[arg(long, value_name = "file:PATH|dir:PATH|luo:|auto:PATH", value_parser = place)]
         to: Place,
         /// How many guests are saved at a time [default: as many as there are processors]
         #[arg(long, value_name = "COUNT", conflicts_with = "vm")]
@@ -165,7 +168,7 @@ enum Verb {
         #[arg(long)]
         mode: Mode,
         /// Where the handover would go; with --all a directory
-        #[arg(long, value_name = "unix:PATH|file:PATH|dir:PATH|luo:", value_parser = place)]
+        #[arg(long, value_name = "unix:PATH|file:PATH|dir:PATH|luo:|auto:PATH", value_parser = place)]
         to: Option<Place>,
         /// Whether reboot mode would copy RAM into the file
         #[arg(long)]
@@ -208,6 +211,9 @@ struct Which {
     /// All guests whose sockets are in the runtime directory, or none where one of them cannot go; by reboot, to a directory
     #[arg(long, conflicts_with = "vm")]
     all: bool,
+    /// A guest that is left alone; may be given several times
+    #[arg(long, value_name = "VM", conflicts_with = "vm")]
+    except: Vec<String>,
 }
 
 #[derive(Args)]
@@ -248,7 +254,7 @@ impl Verb {
                 let plan = Plan { exec_command: command, ..Plan::new(Mode::CprExec, channels, &bounds) };
                 (vm, Action::Handover(plan))
             }
-            Self::Reboot { which: Which { vm, .. }, to, jobs, copy_ram, kexec, bounds, keep } => {
+            Self::Reboot { which: Which { vm, except, .. }, to, jobs, copy_ram, kexec, bounds, keep } => {
                 let plan = Plan {
                     copy_ram,
                     kexec,
@@ -263,28 +269,38 @@ impl Verb {
                         let channels = Channels { main: Some(to), cpr: None };
                         (Vm { vm }, Action::Handover(Plan { channels, ..plan }))
                     }
+                    (Some(vm), Place::Each(shelf @ Shelf::Best(_))) => {
+                        (Vm { vm }, Action::SaveBest(plan, shelf))
+                    }
                     (None, to) => match to.for_all() {
-                        Some(shelf) => (Vm::default(), Action::SaveAll(All { plan, shelf, jobs })),
-                        None => return Err(usage("--to: expected dir:PATH or luo: with --all")),
+                        Some(shelf) => (Vm::default(), Action::SaveAll(All { plan, shelf, except, jobs })),
+                        None => return Err(usage("--to: expected dir:PATH, auto:PATH or luo: with --all")),
                     },
-                    (Some(_), _) => return Err(usage("--to: expected file:PATH or luo:")),
+                    (Some(_), _) => return Err(usage("--to: expected file:PATH, auto:PATH or luo:")),
                 }
             }
-            Self::Check { which: Which { vm, .. }, mode, to, copy_ram, kexec, command } => {
+            Self::Check { which: Which { vm, except, .. }, mode, to, copy_ram, kexec, command } => {
                 let bounds = Bounds { downtime_limit: None, timeout: 30 };
                 let plan = Plan::new(mode, Channels::default(), &bounds);
                 let plan = Plan { exec_command: command, copy_ram, kexec, ..plan };
                 match (vm, to) {
-                    (Some(_), Some(Place::All(_))) => return Err(usage("--to: a directory is for --all")),
+                    (Some(vm), Some(Place::Each(shelf @ Shelf::Best(_)))) if mode == Mode::CprReboot => {
+                        (Vm { vm }, Action::CheckBest(plan, shelf))
+                    }
+                    (Some(_), Some(Place::Each(_))) => return Err(usage("--to: a directory is for --all")),
                     (Some(vm), to) => {
                         let main = to.and_then(Place::one);
                         let cpr = main.clone().filter(|_| mode == Mode::CprTransfer);
                         (Vm { vm }, Action::Check(Plan { channels: Channels { main, cpr }, ..plan }))
                     }
                     (None, to) => match to.and_then(Place::for_all).filter(|_| mode == Mode::CprReboot) {
-                        Some(shelf) => (Vm::default(), Action::CheckAll(All { plan, shelf, jobs: None })),
+                        Some(shelf) => {
+                            (Vm::default(), Action::CheckAll(All { plan, shelf, except, jobs: None }))
+                        }
                         None => {
-                            return Err(usage("--all: expected --mode reboot, and --to dir:PATH or luo:"));
+                            return Err(usage(
+                                "--all: expected --mode reboot, and --to dir:PATH, auto:PATH or luo:",
+                            ));
                         }
                     },
                 }
@@ -331,25 +347,25 @@ fn address(text: &str) -> Result<Address, String> {
     }
 }
 
-/// Where one guest goes, or all.
+/// Where one guest goes, or each by its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
     One(Address),
-    All(PathBuf),
+    Each(Shelf),
 }
 
 impl Place {
     fn one(self) -> Option<Address> {
         match self {
             Self::One(address) => Some(address),
-            Self::All(_) => None,
+            Self::Each(_) => None,
         }
     }
 
     /// Where all guests go, each under its own name.
     fn for_all(self) -> Option<Shelf> {
         match self {
-            Self::All(directory) => Some(Shelf::Directory(directory)),
+            Self::Each(shelf) => Some(shelf),
             Self::One(Address::LiveUpdate(name)) if name.is_empty() => Some(Shelf::LiveUpdate),
             Self::One(_) => None,
         }
@@ -357,11 +373,18 @@ impl Place {
 }
 
 fn place(text: &str) -> Result<Place, String> {
-    match text.strip_prefix("dir:") {
-        Some("") => Err("expected dir:PATH".into()),
-        Some(path) => std::path::absolute(path).map(Place::All).map_err(|error| error.to_string()),
-        None => address(text).map(Place::One),
+    let of = |path: &str, shelf: fn(PathBuf) -> Shelf| {
+        let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+        Ok(Place::Each(shelf(path)))
+    };
+    if let "dir:" | "auto:" = text {
+        return Err(format!("expected {text}PATH"));
+    } else if let Some(path) = text.strip_prefix("dir:") {
+        return of(path, Shelf::Directory);
+    } else if let Some(path) = text.strip_prefix("auto:") {
+        return of(path, Shelf::Best);
     }
+    address(text).map(Place::One)
 }
 
 fn unix(text: &str) -> Result<Address, String> {
@@ -451,6 +474,9 @@ mod tests {
             "reboot web --to luo: --copy-ram",
             "transfer web --to luo:",
             "reboot web --all --to dir:/a",
+            "reboot web --to auto:",
+            "reboot web --to auto:/a --except db",
+            "check web --mode exec --to auto:/a",
             "reboot web --to file:/a --jobs 2",
             "reboot --all --to dir:/a --jobs 0",
             "check --all --mode exec --to dir:/a",
@@ -471,8 +497,9 @@ mod tests {
 
     #[test]
     fn all_guests_go_to_a_directory() {
-        let parsed = parse("reboot --all --to dir:/var/lib/cpr --jobs 3 --copy-ram").unwrap();
+        let parsed = parse("reboot --all --to dir:/var/lib/cpr --jobs 3 --copy-ram --except db").unwrap();
         let Action::SaveAll(all) = parsed else { panic!("{parsed:?}") };
+        assert_eq!(all.except, ["db"]);
         assert_eq!((all.shelf, all.jobs), (Shelf::Directory("/var/lib/cpr".into()), NonZero::new(3)));
         assert!(all.plan.copy_ram && all.plan.mode == Mode::CprReboot);
         assert!(matches!(parse("check --all --mode reboot --to dir:/a"), Ok(Action::CheckAll(_))));
@@ -484,7 +511,11 @@ mod tests {
         assert_eq!(named("reboot web --to luo:"), Some(Address::LiveUpdate(String::new())));
         assert_eq!(named("check web --mode reboot --to luo:db"), Some(Address::LiveUpdate("db".into())));
         let Action::SaveAll(all) = parse("reboot --all --to luo:").unwrap() else { panic!() };
-        assert_eq!(all.shelf.of("web"), (Address::LiveUpdate("web".into()), "luo:web".into()));
+        let memory = (Address::LiveUpdate("web".into()), "luo:web".to_owned());
+        assert_eq!(all.shelf.places("web"), std::slice::from_ref(&memory));
+        let Action::SaveBest(_, shelf) = parse("reboot web --to auto:/a").unwrap() else { panic!() };
+        let file = (Address::File("/a/web.state".into()), "file:/a/web.state".to_owned());
+        assert_eq!(shelf.places("web"), [memory, file]);
     }
 
     #[test]

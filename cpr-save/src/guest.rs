@@ -58,6 +58,13 @@ impl Guest {
         })
     }
 
+    /// Its name.
+    pub fn name(&mut self) -> Result<String, ClientError> {
+        let answer: Value = self.query("query-name")?;
+        let name = answer["name"].as_str().map(str::to_owned);
+        name.ok_or_else(|| ClientError::Protocol("query-name: the guest has no name".into()))
+    }
+
     /// How the last handover stands.
     pub fn migration(&mut self) -> Result<MigrationInfo, ClientError> {
         let mut answer: Value = self.query("query-migrate")?;

@@ -27,6 +27,10 @@ fn main() -> ExitCode {
     let progress = Progress::new(invocation.json);
     let result = match &invocation.action {
         Action::Handover(plan) => handover::run(&invocation.vm, plan, &progress),
+        Action::SaveBest(plan, shelf) => all::best(&invocation.vm, plan, shelf)
+            .and_then(|plan| handover::run(&invocation.vm, &plan, &progress)),
+        Action::CheckBest(plan, shelf) => all::best(&invocation.vm, plan, shelf)
+            .and_then(|plan| check::run(&invocation.vm, &plan, &progress)),
         Action::SaveAll(all) => all::save(all, &progress),
         Action::CheckAll(all) => all::check(all, &progress),
         Action::Check(plan) => check::run(&invocation.vm, plan, &progress),

@@ -4,12 +4,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use vmm_core::monitor::client::ClientError;
-use vmm_core::monitor::{MigrationStatus, RunState};
+use vmm_core::monitor::{HandoverReport, MigrationStatus, RunState};
 
 use crate::exit::Failure;
 use crate::guest::Guest;
+use crate::handover;
 use crate::progress::Progress;
 
 /// `status`: how the guest is, and how its last handover went.
@@ -28,6 +30,8 @@ pub fn status(vm: &Path, progress: &Progress) -> Result<(), Failure> {
         text.extend(["\nlast handover: ", status]);
         if let Some(why) = facts["migration"]["error-desc"].as_str() {
             text.extend([": ", why]);
+        } else if let Ok(report) = HandoverReport::deserialize(&facts["report"]) {
+            text.push_str(&handover::steps(&report));
         }
     }
     progress.done(&text, &facts);

@@ -5,6 +5,7 @@ mod check;
 mod inspect;
 mod keep;
 mod resume;
+mod start;
 
 use std::process::ExitCode;
 
@@ -15,6 +16,7 @@ pub use self::check::check;
 pub use self::inspect::inspect;
 pub use self::keep::keep;
 pub use self::resume::resume;
+pub use self::start::start;
 
 /// The exit code of a process that had a guest.
 fn ended(ended: Ended) -> ExitCode {

@@ -1,4 +1,4 @@
-//! `boot`: a configuration from a file, from flags, or from a file that flags override.
+//! `boot` and `start`: a configuration from a file, from flags, or from a file that flags override.
 
 use std::path::PathBuf;
 
@@ -19,6 +19,37 @@ pub struct Boot {
     pub paused: bool,
     /// Whether a saved guest that waits in its RAM may be lost.
     pub discard_saved: bool,
+}
+
+/// A guest that is to go on if it was saved, and else to be booted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Start {
+    /// How it is booted.
+    pub boot: Boot,
+    /// The directory in which its state would be, if not in memory.
+    pub saved: PathBuf,
+}
+
+#[derive(Args)]
+pub(super) struct StartFlags {
+    #[command(flatten)]
+    boot: Flags,
+    /// The directory in which NAME.state is looked for; luo:NAME is looked for, too
+    #[arg(long, value_name = "dir:PATH", value_parser = directory)]
+    saved: PathBuf,
+}
+
+fn directory(text: &str) -> Result<PathBuf, String> {
+    match text.strip_prefix("dir:") {
+        None | Some("") => Err("expected dir:PATH".into()),
+        Some(path) => std::path::absolute(path).map_err(|error| error.to_string()),
+    }
+}
+
+impl StartFlags {
+    pub(super) fn check(self) -> anyhow::Result<Start> {
+        Ok(Start { boot: self.boot.check()?, saved: self.saved })
+    }
 }
 
 #[derive(Args)]

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 use vmm_core::cpr::liveupdate::keeper::Numbers;
 
-pub use self::boot::Boot;
+pub use self::boot::{Boot, Start};
 pub use self::incoming::{Check, Inspect, Resume};
 
 /// What is to be done.
@@ -26,6 +26,8 @@ pub struct Invocation {
 pub enum Action {
     /// Boot a guest cold.
     Boot(Box<Boot>),
+    /// Let a saved guest go on, or boot it.
+    Start(Box<Start>),
     /// Take a guest over.
     Resume(Resume),
     /// Say whether a file could be loaded here.
@@ -50,6 +52,7 @@ const AFTER_HELP: &str = "\
 Examples:
   cpr-load boot --name web --cpus 2 --memory size=1G --kernel vmlinuz --initrd initrd --cmdline console=ttyS0 --serial stdio
   cpr-load boot --config /etc/cpr/web.toml
+  cpr-load start --config /etc/cpr/web.toml --saved dir:/var/lib/cpr
   cpr-load resume --from unix:/run/cpr/web-next
   cpr-load resume --from file:/var/lib/cpr/web.state --set memory.path=/dev/dax1.0
   cpr-load resume --from luo:web
@@ -73,6 +76,9 @@ enum Verb {
         after_help = "Examples:\n  cpr-load boot --config /etc/cpr/web.toml\n  cpr-load boot --name web --memory size=1G,backing=file,path=/dev/shm/web --kernel vmlinuz"
     )]
     Boot(Box<boot::Flags>),
+    /// Let a guest go on that was saved and waits, or boot it where none does: what a unit starts
+    #[command(after_help = "Example:\n  cpr-load start --config /etc/cpr/web.toml --saved dir:/var/lib/cpr")]
+    Start(Box<boot::StartFlags>),
     /// Take over a guest from another process, or from where it was saved to
     #[command(
         after_help = "Examples:\n  cpr-load resume --from unix:/run/cpr/web-next\n  cpr-load resume --from file:/var/lib/cpr/web.state --set memory.path=/dev/dax1.0"
@@ -101,6 +107,7 @@ impl Invocation {
             EnvFilter::try_new(&cli.log).map_err(|error| anyhow::anyhow!("--log {}: {error}", cli.log))?;
         let action = match cli.verb {
             Verb::Boot(flags) => Action::Boot(Box::new(flags.check()?)),
+            Verb::Start(flags) => Action::Start(Box::new(flags.check()?)),
             Verb::Resume(flags) => Action::Resume(flags.check()?),
             Verb::Check(flags) => Action::Check(flags.check()?),
             Verb::Inspect(flags) => Action::Inspect(flags.check()?),

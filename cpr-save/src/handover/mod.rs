@@ -18,7 +18,7 @@ use vmm_core::cpr::Mode;
 use vmm_core::monitor::client::ClientError;
 use vmm_core::monitor::{Channels, MigrationStatus};
 
-pub use self::report::Report;
+pub use self::report::{Report, steps};
 
 use crate::check;
 use crate::exit::Failure;

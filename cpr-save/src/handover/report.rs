@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use vmm_core::config::ByteSize;
 use vmm_core::cpr::Mode;
-use vmm_core::monitor::{HandoverReport, MigrationInfo, RunState};
+use vmm_core::monitor::{Basis, HandoverReport, MigrationInfo, RunState};
 
 use super::follow::End;
 use crate::guest::Guest;
@@ -39,31 +39,7 @@ impl Report {
     pub fn text(&self, mode: Mode) -> String {
         let mut text = format!("{mode}: done");
         if let Some(report) = &self.full {
-            let (of_devices, others): (Vec<_>, Vec<_>) =
-                report.phases.iter().partition(|phase| phase.device().is_some());
-            for phase in others {
-                let _ = write!(text, "\n  {:<24} {:>12}", phase.phase, milliseconds(phase.us));
-            }
-            // A device's steps, some in the source and some in the target, add up to what it adds to the downtime.
-            let mut devices = BTreeMap::<_, u64>::new();
-            for phase in of_devices {
-                *devices.entry(phase.device().unwrap_or_default()).or_default() += phase.us;
-            }
-            for (device, us) in devices {
-                let _ = write!(text, "\n  {:<24} {:>12}", format!("device {device}"), milliseconds(us));
-            }
-            let _ = write!(text, "\n  {:<24} {:>12}", "total", milliseconds(report.total_us));
-            let downtime = report.downtime_us.map_or("not known".to_owned(), milliseconds);
-            let _ = write!(text, "\n  {:<24} {downtime:>12}", "downtime");
-            let _ = write!(
-                text,
-                "\nmoved {} bytes of state, {} descriptors, {} vCPUs; {} of RAM kept in place, {} copied",
-                report.state_bytes,
-                report.descriptors,
-                report.vcpus,
-                ByteSize(report.ram_kept),
-                ByteSize(report.ram_copied),
-            );
+            text.push_str(&steps(report));
         } else if let Some(info) = &self.info {
             let times = [("setup", info.setup_time), ("total", info.total_time), ("downtime", info.downtime)];
             for (name, ms) in times.into_iter().filter_map(|(name, ms)| Some((name, ms?))) {
@@ -83,6 +59,45 @@ impl Report {
     pub fn json(&self, mode: Mode) -> Value {
         json!({"mode": mode, "run-state": self.state, "report": self.full, "migration": self.info})
     }
+}
+
+/// The steps of a handover and what it moved, each on a line of its own.
+pub fn steps(report: &HandoverReport) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = write!(text, "\n  {name:<24} {value:>12}");
+    };
+    let (of_devices, others): (Vec<_>, Vec<_>) =
+        report.phases.iter().partition(|phase| phase.device().is_some());
+    for phase in others {
+        line(&phase.phase, &milliseconds(phase.us));
+    }
+    // A device's steps, some in the source and some in the target, add up to what it adds to the downtime.
+    let mut devices = BTreeMap::<_, u64>::new();
+    for phase in of_devices {
+        *devices.entry(phase.device().unwrap_or_default()).or_default() += phase.us;
+    }
+    for (device, us) in devices {
+        line(&format!("device {device}"), &milliseconds(us));
+    }
+    line("total", &milliseconds(report.total_us));
+    let by = match report.clock {
+        Some(Basis::HostTsc) => ", by the host's TSC",
+        Some(Basis::Boottime) => ", by the host's CLOCK_BOOTTIME",
+        Some(Basis::WallClock) => ", by the host's wall clock: its TSC could not be confirmed",
+        None => "",
+    };
+    line("downtime", &format!("{}{by}", report.downtime_us.map_or("not known".to_owned(), milliseconds)));
+    let _ = write!(
+        text,
+        "\nmoved {} bytes of state, {} descriptors, {} vCPUs; {} of RAM kept in place, {} copied",
+        report.state_bytes,
+        report.descriptors,
+        report.vcpus,
+        ByteSize(report.ram_kept),
+        ByteSize(report.ram_copied),
+    );
+    text
 }
 
 fn milliseconds(us: u64) -> String {

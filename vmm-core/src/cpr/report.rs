@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Mode;
+use crate::x86::clock::Basis;
 
 /// The steps of a handover. Logs, progress, errors and the report share them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,8 +77,10 @@ pub struct Report {
     /// How it was handed over.
     pub mode: Mode,
     /// From the last vCPU leaving the guest in the source to the first entering it in the target, in microseconds.
-    /// Absent for a reboot (the target comes later) and for a guest that was not running.
+    /// Absent for a save (the target comes later) and for a guest that was not running. That of a load is from the save of its clock.
     pub downtime_us: Option<u64>,
+    /// What tells the time for which a guest that was loaded has stood.
+    pub clock: Option<Basis>,
     /// From the request to the end, in microseconds.
     pub total_us: u64,
     /// The steps.

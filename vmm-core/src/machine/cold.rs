@@ -34,7 +34,7 @@ pub enum Waiting {
     /// It waits on: the boot is refused.
     #[default]
     Kept,
-    /// In that RAM it is lost. With a keeper it waits on.
+    /// In that RAM it is lost.
     Discarded,
 }
 

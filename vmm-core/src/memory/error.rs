@@ -78,6 +78,11 @@ pub enum MemoryError {
 }
 
 impl MemoryError {
+    /// Whether there is nothing where the RAM should be.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     /// For `map_err`: a system call on `block` failed while `doing` something.
     pub(super) fn io<E: Into<io::Error>>(block: &str, doing: impl Into<String>) -> impl FnOnce(E) -> Self {
         move |source| Self::Io { block: block.into(), doing: doing.into(), source: source.into() }

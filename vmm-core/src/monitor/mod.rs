@@ -25,7 +25,7 @@ mod types;
 pub use self::channels::{Address, Channels, Destination, Incoming};
 pub use self::control::{CheckRequest, CommandError, Control, ErrorClass};
 pub use self::types::{
-    CpuInfoFast, HandoverReport, MigrateCapabilities, MigrateParameters, MigrateParametersUpdate,
+    Basis, CpuInfoFast, HandoverReport, MigrateCapabilities, MigrateParameters, MigrateParametersUpdate,
     MigrationInfo, MigrationStatus, PhaseTime, RunState,
 };
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpr::Mode;
 pub use crate::cpr::report::PhaseTime;
 pub use crate::machine::run_state::RunState;
+pub use crate::x86::clock::Basis;
 
 /// How a handover stands, with QEMU's names (`MigrationStatus`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +104,9 @@ pub struct HandoverReport {
     /// Microseconds from the last vCPU leaving the guest to the first entering it, where it is known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub downtime_us: Option<u64>,
+    /// What tells the time for which a guest that was loaded has stood.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub clock: Option<Basis>,
     /// Microseconds from the command to the end.
     pub total_us: u64,
     /// Bytes of state that moved.

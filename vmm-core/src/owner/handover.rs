@@ -232,12 +232,12 @@ impl Shared {
                 }
             }
         }
+        self.events.emit(Event::Stop);
         self.completed(report);
     }
 
     /// Tells that a handover is done.
     pub(super) fn completed(&self, report: Report) {
-        self.events.emit(Event::Stop);
         let milliseconds = |us: u64| us.div_ceil(1000);
         let mut handover = self.handover();
         handover.cancel = None;
@@ -255,6 +255,7 @@ impl Shared {
             error_desc: None,
             phases: report.phases,
             downtime_us: report.downtime_us,
+            clock: report.clock,
             total_us: report.total_us,
             state_bytes: report.state_bytes,
             ram_copied: report.ram_copied,
@@ -284,6 +285,7 @@ impl Shared {
             error_desc: Some(why),
             phases: Vec::new(),
             downtime_us: None,
+            clock: None,
             total_us: 0,
             state_bytes: 0,
             ram_copied: 0,
@@ -336,7 +338,7 @@ fn unwritable(file: &Path, kexec: bool) -> Option<Blocker> {
         Ok(made) if kexec && made.is_in_memory() => {
             format!("{} is in memory, which ends with the host's kernel: put it on a disk", file.display())
         }
-        Ok(_) => match reboot::load::is_waiting(file) {
+        Ok(_) => match reboot::waiting::waits_in(file) {
             Ok(false) => return None,
             Ok(true) => format!(
                 "a guest that was saved waits in {}: load that, name another file, or remove this one",

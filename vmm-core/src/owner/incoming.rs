@@ -109,8 +109,8 @@ pub(super) fn receive(origin: &Origin, overrides: &Overrides) -> Result<Guest, O
         }
         Origin::Stopover(sockets) => stop_over(*sockets, overrides),
         Origin::Saved(place) => {
-            let machine = reboot::load::load(place, overrides)?;
-            Ok(Guest::new(machine, FdTable::new(), None))
+            let (machine, report) = reboot::load::load(place, overrides)?;
+            Ok(Guest { report: Some(report), ..Guest::new(machine, FdTable::new(), None) })
         }
         Origin::Exec(arrival) => {
             let Arrived { machine, fds, monitor, report, came_back, settings } =

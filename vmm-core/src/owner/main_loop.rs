@@ -200,6 +200,10 @@ impl Owner {
         if let Some(why) = came_back {
             self.shared.failed(Mode::CprExec, &HandoverError::new(Phase::Handover, why));
         } else if let Some(report) = report {
+            if report.mode == Mode::CprExec {
+                // Of its clients some were connected before it stood.
+                self.shared.events.emit(Event::Stop);
+            }
             self.shared.completed(report);
         }
         if state == RunState::Running {

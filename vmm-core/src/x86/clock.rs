@@ -214,6 +214,32 @@ impl ClockState {
         }
     }
 
+    /// How long the guest has stood that this was saved of.
+    pub fn stood(&self) -> Result<Stood, ClockError> {
+        let (now, same_boot) = (HostTime::now()?, self.boot_id == boot_id()?);
+        let (by, _) = self.basis(now, same_boot);
+        let up_ns = (!same_boot).then_some(now.boottime_ns);
+        Ok(Stood { ns: self.since(now, by), by, up_ns })
+    }
+
+    /// What tells the time since, and whether the host's TSC went on.
+    fn basis(&self, now: HostTime, same_boot: bool) -> (Basis, bool) {
+        let other = self.since(now, if same_boot { Basis::Boottime } else { Basis::WallClock });
+        let by_tsc = self.since(now, Basis::HostTsc);
+        let apart = by_tsc.abs_diff(other);
+        // Two readings of a clock are within 10 us, and NTP slews it by 500 ppm at most; a calibration of the TSC may be off by 1 % without it being another
+        // count; over kexec the wall clock is read anew, in whole seconds.
+        let slack_ns = if same_boot { 1_000_000 } else { 3_000_000_000 };
+        let went_on = now.tsc >= self.host_tsc && apart <= slack_ns + other / 100;
+        let exact = if same_boot { self.paired && apart <= 10_000 + other / 1_600 } else { true };
+        let basis = match (went_on && exact, same_boot) {
+            (true, _) => Basis::HostTsc,
+            (false, true) => Basis::Boottime,
+            (false, false) => Basis::WallClock,
+        };
+        (basis, went_on)
+    }
+
     fn was_reset_by(&self, now: HostTime) -> bool {
         const SET_BY_NS: u64 = 60_000_000_000;
         let (wall, by_tsc) = (self.since(now, Basis::WallClock), self.since(now, Basis::HostTsc));
@@ -222,8 +248,20 @@ impl ClockState {
     }
 }
 
-/// What tells how much time has passed since the save.
+/// How long a guest has stood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stood {
+    /// Nanoseconds since its clock was saved.
+    pub ns: u64,
+    /// What tells them.
+    pub by: Basis,
+    /// Nanoseconds for which the host's kernel has been up, if it is another than the one under which the guest was saved.
+    pub up_ns: Option<u64>,
+}
+
+/// What tells how much time has passed since the save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Basis {
     /// The host's TSC.
     HostTsc,
@@ -256,19 +294,7 @@ impl Resumption {
     }
 
     fn decide(saved: ClockState, now: HostTime, same_boot: bool, guest_khz: u32, host_khz: u32) -> Self {
-        let other = saved.since(now, if same_boot { Basis::Boottime } else { Basis::WallClock });
-        let by_tsc = saved.since(now, Basis::HostTsc);
-        let apart = by_tsc.abs_diff(other);
-        // Two readings of a clock are within 10 us, and NTP slews it by 500 ppm at most; a calibration of the TSC may be off by 1 % without it being another
-        // count; over kexec the wall clock is read anew, in whole seconds.
-        let slack_ns = if same_boot { 1_000_000 } else { 3_000_000_000 };
-        let went_on = now.tsc >= saved.host_tsc && apart <= slack_ns + other / 100;
-        let exact = if same_boot { saved.paired && apart <= 10_000 + other / 1_600 } else { true };
-        let basis = match (went_on && exact, same_boot) {
-            (true, _) => Basis::HostTsc,
-            (false, true) => Basis::Boottime,
-            (false, false) => Basis::WallClock,
-        };
+        let (basis, went_on) = saved.basis(now, same_boot);
         let mut resumption = Self { saved, basis, guest_khz, host_khz, tsc_shift: 0 };
         let then = scale(resumption.saved.host_tsc, guest_khz, resumption.saved.host_tsc_khz);
         let same_scale = then == scale(resumption.saved.host_tsc, guest_khz, host_khz);

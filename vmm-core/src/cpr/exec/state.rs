@@ -73,6 +73,7 @@ mod tests {
         Report {
             mode: Mode::CprExec,
             downtime_us,
+            clock: None,
             total_us: 9,
             phases: vec![PhaseTime { phase: "stop".into(), us: 5 }],
             state_bytes: 1,

@@ -32,8 +32,8 @@ pub enum LiveUpdateError {
     },
     /// There is a guest of that name.
     #[error(
-        "a guest that was saved waits as luo:{name} already: load it (cpr-load resume --from luo:{name}); only to give it up, kill its \
-         keeper (SIGKILL), or boot with --discard-saved"
+        "a guest that was saved waits as luo:{name} already: load it (cpr-load resume --from luo:{name}); only to give it up, boot \
+         with --discard-saved, or kill its keeper (SIGKILL)"
     )]
     Waiting {
         /// The guest's name.

@@ -61,17 +61,21 @@ pub fn find(name: &str) -> Result<Visit, LiveUpdateError> {
     }
 }
 
-/// Refuses to boot a guest where a saved one of its name waits: both would be on the same disks.
-pub fn refuse_waiting(name: &str) -> Result<(), LiveUpdateError> {
+/// Whether a saved guest of this name waits.
+pub fn is_waiting(name: &str) -> Result<bool, LiveUpdateError> {
     // Who may not open the node has saved nothing there.
-    let waits = keeper::is_there(name)
+    Ok(keeper::is_there(name)
         || access(NODE, AccessFlags::R_OK | AccessFlags::W_OK).is_ok()
             && match left_by_the_kernel_before(name) {
                 // None of that name can wait there.
                 Err(LiveUpdateError::Name { .. } | LiveUpdateError::None { .. }) => false,
                 left => left?.is_some_and(|visit| waits(&visit)),
-            };
-    if waits { Err(LiveUpdateError::Waiting { name: name.into() }) } else { Ok(()) }
+            })
+}
+
+/// Refuses to boot a guest where a saved one of its name waits: both would be on the same disks.
+pub fn refuse_waiting(name: &str) -> Result<(), LiveUpdateError> {
+    if is_waiting(name)? { Err(LiveUpdateError::Waiting { name: name.into() }) } else { Ok(()) }
 }
 
 /// Has a guest that nobody has asked for yet taken out of the session that the kernel before this one has left, if there is one; it has

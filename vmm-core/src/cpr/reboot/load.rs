@@ -1,7 +1,6 @@
 //! The new process's side: the state from where it waits, the RAM found in place, taken out of the file, or kept by the kernel.
 
 use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::copy::{Copied, CopyError};
@@ -11,15 +10,15 @@ use super::stamp::{RamStamp, Stamp, StampError};
 use crate::config::{Backing, MachineConfig};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
-use crate::cpr::format::{FormatError, SectionKind, StateReader};
+use crate::cpr::format::{FormatError, StateReader};
 use crate::cpr::liveupdate::keeper::Visit;
 use crate::cpr::liveupdate::{self, LiveUpdateError};
 use crate::cpr::ownership::{OwnershipError, PAGE_SIZE};
-use crate::cpr::report::Stopwatch;
-use crate::machine::state::MachineState;
+use crate::cpr::report::{PhaseTime, Report, Stopwatch};
+use crate::machine::run_state::RunState;
 use crate::machine::{Ending, Incoming, LoadError, Machine, Overrides, SavedRam, Source};
-use crate::memory::{RamBlock, RamBlockState, RamKind};
-use crate::x86::clock::ClockState;
+use crate::memory::{MemoryError, RamBlock};
+use crate::x86::clock::{ClockState, Stood};
 
 /// Why a saved guest was not loaded. It is where it was: in its file and its RAM.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +105,35 @@ pub enum RebootError {
         /// The DAX device.
         device: String,
     },
+    /// The RAM cannot be looked at.
+    #[error("{path}: whether its guest waits is not known, for its RAM is not to be had: {source}")]
+    Ram {
+        /// Where the guest would wait.
+        path: String,
+        /// Why.
+        source: Box<MemoryError>,
+    },
+    /// A state file has the name of another guest.
+    #[error("{path}: it holds guest '{found}'; expected '{expected}'")]
+    OtherGuest {
+        /// Where the guest waits.
+        path: String,
+        /// Who waits there.
+        found: String,
+        /// Whose name it has.
+        expected: String,
+    },
+    /// Two saved guests have one name.
+    #[error(
+        "guest '{name}' waits in memory, as luo:{name}, and in {file}: load the one that is to go on with cpr-load resume, and remove the \
+         other"
+    )]
+    Twice {
+        /// Their name.
+        name: String,
+        /// The file of one.
+        file: String,
+    },
     /// The configuration has RAM that leaves no stamp.
     #[error("{path}: its RAM cannot have outlived the process that saved it")]
     NoRam {
@@ -117,6 +145,7 @@ pub enum RebootError {
 /// A saved guest with its machine built, and its RAM known to be its own.
 struct Found {
     reader: StateReader,
+    state_bytes: u64,
     incoming: Incoming,
     stamp: Stamp,
     ram: FoundRam,
@@ -157,6 +186,7 @@ fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
         Waits::InFile(Saved { state, ram }) => (state, ram, None),
         Waits::Preserved(state, visit) => (state, None, Some(visit)),
     };
+    let state_bytes = state.len() as u64;
     let mut reader = StateReader::parse(&state).map_err(format)?;
     let found = reader.header().mode;
     if found != Mode::CprReboot {
@@ -180,13 +210,19 @@ fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
             .map_err(|source| RebootError::Copy { path: name(), source })?;
         let stamp = stamp_of(copied.file(), 0, PAGE_SIZE)?;
         let incoming = build(&mut reader, SavedRam::Copied)?;
-        return Ok(Found { reader, incoming, stamp, ram: FoundRam::Copied(copied) });
+        return Ok(Found { reader, state_bytes, incoming, stamp, ram: FoundRam::Copied(copied) });
     }
     if let Some(mut visit) = preserved {
         let stamp = stamp_of(&visit.state, 0, PAGE_SIZE)?;
         let ram = std::mem::take(&mut visit.ram).into_iter();
         let incoming = build(&mut reader, SavedRam::Preserved(ram))?;
-        return Ok(Found { reader, incoming, stamp, ram: FoundRam::Preserved { _visit: visit } });
+        return Ok(Found {
+            reader,
+            state_bytes,
+            incoming,
+            stamp,
+            ram: FoundRam::Preserved { _visit: visit },
+        });
     }
     let incoming = build(&mut reader, SavedRam::Stays)?;
     if let Backing::Dax { path: device, pmem: false } = &incoming.config().memory.backing {
@@ -201,7 +237,7 @@ fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
     let location = incoming.ram_block().and_then(RamBlock::stamp_location);
     let location = location.ok_or_else(|| RebootError::NoRam { path: name() })?;
     let stamp = stamp_of(&location.file, location.offset, location.granularity)?;
-    Ok(Found { reader, incoming, stamp, ram: FoundRam::InPlace })
+    Ok(Found { reader, state_bytes, incoming, stamp, ram: FoundRam::InPlace })
 }
 
 impl Found {
@@ -213,55 +249,23 @@ impl Found {
     }
 }
 
-/// Whether a saved guest waits in what has this name, which is then not to be written over: nobody could load it any more. One that was
-/// loaded, whose RAM is gone or has run on, or that is no state file, is nobody's.
-pub fn is_waiting(path: &Path) -> Result<bool, FileError> {
-    if !path.exists() {
-        return Ok(false);
-    }
-    let Saved { state, ram } = file::look_at(path)?;
-    let reader = match StateReader::parse(&state) {
-        Ok(reader) => reader,
-        // Another build's.
-        Err(FormatError::FormatVersion { .. }) => return Ok(true),
-        Err(_) => return Ok(false),
-    };
-    let Ok(expected) = reader.peek::<RamStamp>(0) else { return Ok(false) };
-    let holds = |file: &File, offset, granularity| {
-        Stamp::open(file, offset, granularity).and_then(|stamp| stamp.check(&expected)).is_ok()
-    };
-    if let Some((file, _)) = ram {
-        return Ok(holds(&file, 0, PAGE_SIZE));
-    }
-    Ok(ram_of(&reader)
-        .and_then(|block| block.stamp_location())
-        .is_some_and(|at| holds(&at.file, at.offset, at.granularity)))
-}
-
-/// The RAM of a saved guest, if it is where its configuration says, and nobody runs on it.
-fn ram_of(reader: &StateReader) -> Option<RamBlock> {
-    let MachineState { config, .. } = reader.peek(0).ok()?;
-    let memory = MachineConfig::from_toml(&config).ok()?.memory;
-    let blocks = reader.instances(SectionKind::Ram).into_iter();
-    let mut states = blocks.filter_map(|index| reader.peek::<RamBlockState>(index).ok());
-    let state = states.find(|state| state.kind != RamKind::Rom)?;
-    RamBlock::reopen(&memory, &state).ok()
-}
-
-/// Loads a guest from where it waits, and enters it.
-pub fn load(place: &Place, overrides: &Overrides) -> Result<Machine, RebootError> {
+/// Loads a guest from where it waits, and enters it; says for how long it stood.
+pub fn load(place: &Place, overrides: &Overrides) -> Result<(Machine, Report), RebootError> {
     let name = || place.to_string();
-    let Found { mut reader, incoming, stamp, ram } = find(place, overrides)?;
-    (overrides.admit)(incoming.config()).map_err(|source| RebootError::Admit { path: name(), source })?;
+    let format = |source| RebootError::Format { path: name(), source };
     let mut watch = Stopwatch::start();
+    let Found { mut reader, state_bytes, incoming, stamp, ram } = find(place, overrides)?;
+    watch.lap("target: build");
+    (overrides.admit)(incoming.config()).map_err(|source| RebootError::Admit { path: name(), source })?;
     if let (FoundRam::Copied(copied), Some(block)) = (&ram, incoming.ram_block()) {
         copied.fill(block).map_err(|source| RebootError::Copy { path: name(), source })?;
         watch.lap("fill RAM");
     }
+    let clock: ClockState = reader.peek(0).map_err(format)?;
     let loaded = incoming
         .load(&mut reader, &mut watch)
         .map_err(|source| RebootError::Load { path: name(), source: Box::new(source) })?;
-    reader.finish().map_err(|source| RebootError::Format { path: name(), source })?;
+    reader.finish().map_err(format)?;
     overrides.entrance.begin().map_err(|source| RebootError::Ending { path: name(), source })?;
     // The point of no return: this can be loaded by nobody after this.
     let claim =
@@ -276,9 +280,51 @@ pub fn load(place: &Place, overrides: &Overrides) -> Result<Machine, RebootError
         tracing::error!("{}: that it was loaded may not be on disk: {error}; remove the file", name());
     }
     let machine = loaded.enter(claim, &mut watch);
+    let report = report(&machine, &clock, &watch, state_bytes, matches!(ram, FoundRam::Copied(_)));
     // Its keeper finds that out, and ends.
     drop(ram);
-    Ok(machine)
+    Ok((machine, report))
+}
+
+/// How a load went, and what came before it.
+fn report(
+    machine: &Machine,
+    clock: &ClockState,
+    watch: &Stopwatch,
+    state_bytes: u64,
+    copied: bool,
+) -> Report {
+    let (total_us, ram) = (watch.total(), machine.ram_size());
+    // A guest that was paused did not stand for it.
+    let ran = machine.run_state() == RunState::Running;
+    let stood = ran.then(|| clock.stood()).and_then(Result::ok);
+    let mut phases = stood.map_or(Vec::new(), |stood| before(stood, total_us));
+    phases.extend_from_slice(watch.laps());
+    Report {
+        mode: Mode::CprReboot,
+        downtime_us: stood.map(|stood| stood.ns / 1000),
+        clock: stood.map(|stood| stood.by),
+        total_us,
+        phases,
+        state_bytes,
+        descriptors: 0,
+        vcpus: machine.vcpu_count(),
+        ram_kept: if copied { 0 } else { ram },
+        ram_copied: if copied { ram } else { 0 },
+    }
+}
+
+/// What a guest waited for before a load of `load_us` began.
+fn before(stood: Stood, load_us: u64) -> Vec<PhaseTime> {
+    let waited = (stood.ns / 1000).saturating_sub(load_us);
+    let phase = |name: &str, us| PhaseTime { phase: name.into(), us };
+    match stood.up_ns {
+        None => vec![phase("waited", waited)],
+        Some(up_ns) => {
+            let boot = (up_ns / 1000).saturating_sub(load_us).min(waited);
+            vec![phase("until the next kernel", waited - boot), phase("its boot until the load", boot)]
+        }
+    }
 }
 
 /// What is in the way of loading a guest here. Touches nothing but RAM that is made for it, in memory; a guest that the kernel has

@@ -1,7 +1,12 @@
 //! Where a saved guest waits.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// The file for the state of a guest, where several have theirs in one directory.
+pub fn state_file(directory: &Path, guest: &str) -> PathBuf {
+    directory.join(format!("{guest}.state"))
+}
 
 /// Where the state of a saved guest is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -87,6 +87,7 @@ pub fn save(
     Ok(Report {
         mode: Mode::CprReboot,
         downtime_us: None,
+        clock: None,
         total_us: watch.total(),
         phases: watch.laps().to_vec(),
         state_bytes,

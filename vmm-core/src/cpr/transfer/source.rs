@@ -145,6 +145,7 @@ pub fn hand_over(
     Ok(Report {
         mode: terms.mode,
         downtime_us,
+        clock: None,
         total_us: watch.total(),
         phases,
         state_bytes,

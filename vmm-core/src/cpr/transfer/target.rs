@@ -141,6 +141,7 @@ fn converse(
     let report = Report {
         mode: hello.mode,
         downtime_us: was_running.then(|| entered_ns.saturating_sub(state.stopped_ns) / 1000),
+        clock: None,
         total_us: watch.total(),
         phases: state.phases.into_iter().chain(watch.laps().iter().cloned()).collect(),
         state_bytes: state.state.len() as u64,
