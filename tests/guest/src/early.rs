@@ -1,5 +1,6 @@
 //! What any init does first.
 
+use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
@@ -8,7 +9,10 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::unistd::{chdir, chroot, execv};
 
+/// What takes over where a root has a userland of its own.
+const INIT: &str = "/sbin/init";
 /// Where [`modules`] looks: kernel modules, named so that their order is the order to load them in.
 pub const MODULES: &str = "/modules";
 
@@ -23,6 +27,25 @@ pub fn mounts(systems: &[(&str, &str)]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes what is mounted in a directory the root, takes what is mounted elsewhere along, and gives this process to its init.
+pub fn switch_root(root: &str) -> io::Result<Infallible> {
+    for system in ["/dev", "/proc", "/sys", "/run"] {
+        move_mount(system, &format!("{root}{system}"))?;
+    }
+    chdir(root)?;
+    move_mount(".", "/")?;
+    chroot(".")?;
+    chdir("/")?;
+    let init = CString::new(INIT)?;
+    execv(&init, std::slice::from_ref(&init))
+        .map_err(|error| io::Error::other(format!("starting {INIT}: {error}")))
+}
+
+fn move_mount(from: &str, to: &str) -> io::Result<()> {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .map_err(|error| io::Error::other(format!("moving {from} to {to}: {error}")))
 }
 
 /// Loads the kernel modules that lie beside init. One that does not load is said and passed over.

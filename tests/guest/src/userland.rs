@@ -6,7 +6,6 @@
 //! 2. The root is mounted read-only, as any initial RAM disk of Debian's leaves it; its init makes it writable.
 
 use std::convert::Infallible;
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -14,7 +13,6 @@ use std::path::Path;
 
 use guest_init::early;
 use nix::mount::{MsFlags, mount};
-use nix::unistd::{chdir, chroot, execv};
 
 use crate::disk;
 use crate::options::Options;
@@ -29,7 +27,6 @@ const PATIENCE: &str = "[Manager]\nDefaultTimeoutStartSec=300\nDefaultDeviceTime
 const SERVICE: &str = "guest.service";
 /// Where the root is mounted before it becomes the root.
 const ROOT: &str = "/root";
-const INIT: &str = "/sbin/init";
 
 /// Gives this process to the init on the root's disk.
 pub fn enter(device: &str, options: &Options) -> Result<Infallible, Box<dyn std::error::Error>> {
@@ -42,20 +39,7 @@ pub fn enter(device: &str, options: &Options) -> Result<Infallible, Box<dyn std:
     // What is left of the initial RAM disk would hold memory for good.
     let _ = fs::remove_dir_all(early::MODULES);
     let _ = fs::remove_file("/init");
-    for system in ["/dev", "/proc", "/sys", "/run"] {
-        move_mount(system, &format!("{ROOT}{system}"))?;
-    }
-    chdir(ROOT)?;
-    move_mount(".", "/")?;
-    chroot(".")?;
-    chdir("/")?;
-    let init = CString::new(INIT)?;
-    Ok(execv(&init, std::slice::from_ref(&init)).map_err(|error| format!("starting {INIT}: {error}"))?)
-}
-
-fn move_mount(from: &str, to: &str) -> io::Result<()> {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-        .map_err(|error| io::Error::other(format!("moving {from} to {to}: {error}")))
+    Ok(early::switch_root(ROOT)?)
 }
 
 fn prepare(options: &Options) -> io::Result<()> {

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use cpr_tests::lab::judge::{self, Verdict};
 use cpr_tests::lab::report::Report;
 use cpr_tests::lab::scenario::Scenario;
-use cpr_tests::lab::{alone, host, init, inside};
+use cpr_tests::lab::{alone, host, init, inside, operator};
 use nix::fcntl::{Flock, FlockArg};
 
 /// The exit code where another run may pass: EX_TEMPFAIL of sysexits.h.
@@ -40,6 +40,9 @@ enum Command {
     /// Takes the guest through the scenario's steps; only in the lab's host.
     #[command(hide = true)]
     Inside,
+    /// Does what the operator of a host with a root does; only there.
+    #[command(hide = true)]
+    Operate,
 }
 
 fn main() -> Result<ExitCode> {
@@ -60,6 +63,7 @@ fn main() -> Result<ExitCode> {
             });
         }
         Command::Inside => inside::run(),
+        Command::Operate => operator::run(),
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -109,6 +113,13 @@ fn run(name: &str, directory: &Path) -> Result<Verdict> {
 }
 
 fn figures(report: &Report) {
+    if !report.operations.is_empty() {
+        for made in &report.operations {
+            println!("  {}: {} wrong", made.operation, made.wrong.len());
+            made.said.iter().for_each(|line| println!("    {line}"));
+        }
+        return;
+    }
     for step in &report.steps {
         let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
         println!(

@@ -154,6 +154,11 @@ impl Console {
         Ok(lock(&self.shared).heard.clone())
     }
 
+    /// Whether somebody is at the other end.
+    pub fn is_connected(&self) -> bool {
+        lock(&self.shared).writer.is_some()
+    }
+
     /// The kernel messages of trouble so far, each with its class before it.
     pub fn kernel_messages(&self) -> Vec<String> {
         lock(&self.shared).heard.kernel_messages.clone()

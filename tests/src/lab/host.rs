@@ -1,34 +1,41 @@
 //! Runs a scenario's host in QEMU, watches it from outside and gives up at the bound.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 use super::report::Report;
+use super::root::Root;
 use super::scenario::{Host, Scenario};
 use super::watch::{self, Watched};
-use super::{assigned, dax, disks, image, kexec, qemu};
+use super::{assigned, dax, disks, image, kexec, operator, qemu};
 
 /// Runs a scenario on its host; its files and the host's console are kept in `directory`.
 pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report> {
     let (host_kernel, guest_kernel) = (image::kernel(host.kernel)?, image::kernel(scenario.guest.kernel)?);
     let (host_initrd, guest_initrd) = (directory.join("host.cpio"), directory.join("guest.cpio"));
     image::guest(&guest_initrd, &guest_kernel, &scenario.guest)?;
-    let mut images = disks::make(directory, &scenario.guest)?;
+    // A host with a root of its own has what its guests have for disks on that.
+    let (mut images, roots) = match host.root {
+        Some(root) => (Vec::new(), vec![root_disk(directory, root)?]),
+        None => (disks::make(directory, &scenario.guest)?, Vec::new()),
+    };
     let firsts = images.len();
-    if let Some(second) = &scenario.second {
+    if let Some(second) = scenario.second.as_ref().filter(|_| host.root.is_none()) {
         let directory = directory.join("second");
         fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
         images.extend(disks::make(&directory, second)?);
     }
-    let (disks, nvme) = images.split_at(disks::virtio(&scenario.guest));
+    let virtio = if host.root.is_some() { 0 } else { disks::virtio(&scenario.guest) };
+    let (disks, nvme) = images.split_at(virtio);
     let nvme = assigned::placed(scenario, nvme);
     let iommu = !scenario.assigned().is_empty();
     image::host(&host_initrd, scenario, &host_kernel, &guest_kernel, &guest_initrd)?;
-    let disks = [disks, kexec::disk(directory, scenario, &guest_kernel, &guest_initrd)?.as_slice()].concat();
+    let disks =
+        [&roots, disks, kexec::disk(directory, scenario, &guest_kernel, &guest_initrd)?.as_slice()].concat();
     let dax = dax::cmdline(&scenario.in_dax());
     let console = directory.join("console.log");
     let machine = qemu::Machine {
@@ -46,6 +53,10 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
         others: &assigned::others(&scenario.guest),
     };
     let deadline = Instant::now() + scenario.bound();
+    if host.root.is_some() {
+        let ends = scenario.operations.iter().filter(|operation| operation.ends_the_machine()).count();
+        return operator::outside::run(&machine, ends, deadline, &console);
+    }
     let watched = Watched::start(&machine)?;
     let mut report = None;
     let ending = loop {
@@ -64,4 +75,11 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
         Some(report) => Ok(Report { file_systems, ..report }),
         None => bail!("{ending}; its console is in {}", console.display()),
     }
+}
+
+/// The disk with a host's root.
+fn root_disk(directory: &Path, root: Root) -> Result<PathBuf> {
+    let path = directory.join("root.img");
+    root.copy(&path)?;
+    Ok(path)
 }

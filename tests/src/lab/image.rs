@@ -5,7 +5,7 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use guest_init::early;
 
 use super::cpio::Cpio;
@@ -38,6 +38,8 @@ pub const GUEST_KERNEL: &str = "/guest/kernel";
 pub const GUEST_INITRD: &str = "/guest/initrd";
 /// Where the host's RAM disk has the scenario.
 pub const SCENARIO: &str = "/scenario.toml";
+/// Where the host's RAM disk has what `scripts/install` installs, and that itself.
+pub const SCRIPTS: &str = "/scripts";
 /// Where the host's RAM disk has the two commands.
 pub const COMMANDS: &str = "/bin";
 
@@ -64,7 +66,7 @@ pub fn script(name: &str, what: &str) -> Result<PathBuf> {
 /// Writes the guest's RAM disk: the guest program is its init.
 pub fn guest(path: &Path, guest_kernel: &Path, guest: &Guest) -> Result<()> {
     let mut archive = create(path)?;
-    archive.file("init", &fs::read(binary("guest-init")?)?)?;
+    archive.file("init", &program(&binary("guest-init")?)?)?;
     add_modules(&mut archive, guest_kernel, &modules_of(guest, &GUEST_MODULES))?;
     archive.finish().with_context(|| format!("writing {}", path.display()))
 }
@@ -78,18 +80,33 @@ pub fn host(
     guest_initrd: &Path,
 ) -> Result<()> {
     let mut archive = create(path)?;
-    archive.file("init", &fs::read("/proc/self/exe")?)?;
+    archive.file("init", &program(&std::env::current_exe().context("finding this program")?)?)?;
     archive.directory("guest")?;
     archive.file(GUEST_KERNEL, &fs::read(guest_kernel)?)?;
     archive.file(GUEST_INITRD, &fs::read(guest_initrd)?)?;
     archive.file(SCENARIO, toml::to_string(scenario)?.as_bytes())?;
     archive.directory("bin")?;
     for command in ["cpr-load", "cpr-save"] {
-        archive.file(&format!("{COMMANDS}/{command}"), &fs::read(binary(command)?)?)?;
+        archive.file(&format!("{COMMANDS}/{command}"), &program(&binary(command)?)?)?;
+    }
+    if scenario.host.as_ref().is_some_and(|host| host.root.is_some()) {
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
+        archive.directory(SCRIPTS)?;
+        archive.directory(&format!("{SCRIPTS}/systemd"))?;
+        for file in [
+            "install",
+            "host-upgrade",
+            "systemd/cpr@.service",
+            "systemd/cpr-report.service",
+            "systemd/stop-guest",
+        ] {
+            let path = scripts.join(file);
+            let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            archive.file(&format!("{SCRIPTS}/{file}"), &bytes)?;
+        }
     }
     if scenario.host.as_ref().is_some_and(|host| !host.units.is_empty()) {
-        let program = units::build(path.parent().unwrap_or(Path::new(".")))?;
-        archive.file(units::UNITS, &fs::read(&program)?)?;
+        archive.file(units::UNITS, &program(&units::build()?)?)?;
     }
     let mut modules = modules_of(&scenario.guest, &HOST_MODULES);
     if !scenario.in_dax().is_empty() {
@@ -99,8 +116,19 @@ pub fn host(
         // What outlives its kernel lies on a disk.
         modules.extend(DISK_MODULES);
     }
+    if scenario.host.as_ref().is_some_and(|host| host.root.is_some()) {
+        modules.extend(ROOT_MODULES);
+    }
     add_modules(&mut archive, host_kernel, &modules)?;
     archive.finish().with_context(|| format!("writing {}", path.display()))
+}
+
+/// A program, without what only a debugger needs of it: that is most of it, and an emulated machine is slow to read it.
+fn program(path: &Path) -> Result<Vec<u8>> {
+    let stripped = tempfile::NamedTempFile::new().context("making a file")?;
+    let status = Command::new("strip").arg("-o").arg(stripped.path()).arg(path).status();
+    ensure!(status.context("running strip")?.success(), "strip could not read {}", path.display());
+    fs::read(stripped.path()).with_context(|| format!("reading {} without its symbols", path.display()))
 }
 
 /// The modules that are always needed, and those that the guest's devices need.

@@ -1,14 +1,19 @@
 //! The first process of the lab's host.
 
 use std::fs::OpenOptions;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use guest_init::early;
 use nix::sys::reboot::{RebootMode, reboot};
 
+use super::image::SCENARIO;
+use super::operator::enter::enter;
+use super::scenario::Scenario;
+
 /// The serial port that the lab outside listens to; the kernel has the other one.
-const REPORT_PORT: &str = "/dev/ttyS1";
+pub const REPORT_PORT: &str = "/dev/ttyS1";
 const SYSTEMS: [(&str, &str); 6] = [
     ("/proc", "proc"),
     ("/sys", "sysfs"),
@@ -30,6 +35,10 @@ pub fn run() -> Result<()> {
 fn scenario() -> Result<()> {
     early::mounts(&SYSTEMS)?;
     early::modules();
+    let its = Scenario::read(Path::new(SCENARIO))?;
+    if its.host.as_ref().is_some_and(|host| host.root.is_some()) {
+        match enter(&its)? {}
+    }
     let port =
         OpenOptions::new().write(true).open(REPORT_PORT).with_context(|| format!("opening {REPORT_PORT}"))?;
     let status = Command::new("/proc/self/exe")

@@ -130,6 +130,11 @@ impl Mark {
         Self::now(khz).before(instant.elapsed())
     }
 
+    /// How fast it counts, in kHz.
+    pub fn khz(&self) -> f64 {
+        self.khz
+    }
+
     /// The moment that was so much earlier.
     fn before(&self, by: Duration) -> Self {
         let cycles = by.as_secs_f64() * self.khz * 1e3;
@@ -171,7 +176,8 @@ impl Rate {
     }
 }
 
-fn images(kernel: Kernel) -> [PathBuf; 2] {
+/// Where the disk has a kernel and its RAM disk.
+pub fn images(kernel: Kernel) -> [PathBuf; 2] {
     let at = |what: &str| Path::new("kernels").join(format!("{kernel}.{what}"));
     [at("image"), at("initrd")]
 }

@@ -17,7 +17,8 @@
 //! 9. Of a guest that falls silent [`autopsy`] tells where its vCPUs stand.
 //! 10. A host may go into other kernels ([`kexec`]), with the guest's RAM in memory that outlives them ([`dax`]); [`stale`] is
 //!     what must not be loaded there.
-//! 11. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
+//! 11. A host may have a [`root`] of its own with systemd, under which the guests are units, and an [`operator`].
+//! 12. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
 
 pub mod aer;
 pub mod alone;
@@ -43,6 +44,7 @@ pub mod mediated;
 pub mod meeting;
 pub mod modules;
 pub mod net;
+pub mod operator;
 pub mod owner;
 pub mod paths;
 pub mod qemu;

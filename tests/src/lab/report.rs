@@ -1,6 +1,7 @@
 //! What was seen in one run of a scenario.
 
 use super::net::NetReport;
+use super::operator::OperationReport;
 use super::vsock::VsockReport;
 use guest_init::status::{Rom, Status};
 use guest_init::stream::StreamStats;
@@ -132,6 +133,9 @@ pub struct Report {
     /// What is wrong with the file systems on its disks after that.
     #[serde(default)]
     pub file_systems: Vec<String>,
+    /// What became of the operations of a host's operator.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<OperationReport>,
     /// Whether the guest ended by powering itself off.
     pub powered_off: bool,
     /// What kept the run from going on, if anything did.

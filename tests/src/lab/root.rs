@@ -1,4 +1,4 @@
-//! A guest's own userland: a root file system on its first disk, whose init takes over from the guest program.
+//! A userland of a guest's or a host's own: a root file system on its first disk, whose init takes over.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,20 @@ use super::image;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Root {
-    /// Debian's own, with systemd as init.
+    /// Debian 12, with systemd as init, for guests.
     Debian,
+    /// Debian 13, for hosts.
+    Trixie,
+    /// Debian 14, for hosts.
+    Forky,
 }
 
 impl fmt::Display for Root {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Debian => "debian",
+            Self::Trixie => "trixie",
+            Self::Forky => "forky",
         })
     }
 }

@@ -44,14 +44,30 @@ impl Watched {
     /// the deadline came.
     pub fn report(&self, deadline: Instant, say: impl Fn(&str)) -> Result<String, RecvTimeoutError> {
         loop {
-            let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()))?;
-            let line = line.trim_end();
-            match line.strip_prefix(REPORT_MARK) {
-                Some(json) => return Ok(json.to_owned()),
-                None => say(&format!("{:6.1} s | {line}", self.started.elapsed().as_secs_f64())),
+            match self.next(deadline)? {
+                Seen::Report(json) => return Ok(json),
+                Seen::Line(line) => say(&line),
             }
         }
     }
+
+    /// Waits for what it prints next.
+    pub fn next(&self, deadline: Instant) -> Result<Seen, RecvTimeoutError> {
+        let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()))?;
+        let line = line.trim_end();
+        Ok(match line.strip_prefix(REPORT_MARK) {
+            Some(json) => Seen::Report(json.to_owned()),
+            None => Seen::Line(format!("{:6.1} s | {line}", self.started.elapsed().as_secs_f64())),
+        })
+    }
+}
+
+/// What a host prints.
+pub enum Seen {
+    /// The JSON of a report.
+    Report(String),
+    /// Anything else, with the time.
+    Line(String),
 }
 
 impl Drop for Watched {

@@ -22,6 +22,10 @@ const NVME: &str = "nvme";
 /// Everything in a report that is not as the scenario wants it.
 pub fn judge(scenario: &Scenario, report: &Report) -> Verdict {
     let mut verdict = Verdict::default();
+    if !scenario.operations.is_empty() {
+        operations(scenario, report, &mut verdict);
+        return verdict;
+    }
     match (scenario.of_second(), &report.second) {
         (Some(its), Some(second)) => {
             // The devices of both were given back together.
@@ -81,6 +85,23 @@ pub fn judge(scenario: &Scenario, report: &Report) -> Verdict {
         None => judge_completeness(scenario, report, &mut verdict),
     }
     verdict
+}
+
+/// What the operator of a host saw.
+fn operations(scenario: &Scenario, report: &Report, verdict: &mut Verdict) {
+    for made in &report.operations {
+        for wrong in &made.wrong {
+            verdict.told(format!("{}: {wrong}", made.operation));
+        }
+    }
+    match &report.stopped_by {
+        Some(reason) => verdict.told(reason.clone()),
+        None if report.operations.len() != scenario.operations.len() => {
+            let (made, wanted) = (report.operations.len(), scenario.operations.len());
+            verdict.wrong.push(format!("{made} of {wanted} operations were made"));
+        }
+        None => {}
+    }
 }
 
 fn judge_stream(report: &Report, verdict: &mut Verdict) {

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use vmm_core::config::ByteSize;
 
 use super::assigned::{self, Kind, Place};
+use super::operator::Operation;
+use super::root::Root;
 
 pub use self::guest::{Backing, Disk, Guest, Net, Terminal};
 pub use self::step::{Mode, Step};
@@ -35,7 +37,11 @@ pub struct Scenario {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub second: Option<Guest>,
     /// What is done with the guest, in this order.
+    #[serde(default)]
     pub steps: Vec<Step>,
+    /// What the operator of a host with a root does, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<Operation>,
     /// How far what is seen may be from what is promised.
     #[serde(default)]
     pub margins: Margins,
@@ -54,7 +60,10 @@ pub struct Host {
     /// What its kernel's command line has besides what the lab needs.
     #[serde(default)]
     pub cmdline: String,
-    /// The kernels that it goes into, one for each step `kexec`.
+    /// A userland of its own, with systemd: the guests are units then, and operations are what is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
+    /// The kernels that it goes into, one for each step `kexec`, or operation that does so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub next: Vec<Kernel>,
     /// Whether guests that the kernel keeps are left waiting under the first next kernel, and go through another one before they are loaded.
@@ -168,7 +177,14 @@ impl Scenario {
             "{}: an assigned device does not outlive a reboot: give the guest live COUNT, not mixed COUNT or reboot",
             path.display()
         );
-        let kexecs = scenario.steps.iter().filter(|step| **step == Step::Kexec).count();
+        let kexecs = scenario.steps.iter().filter(|step| **step == Step::Kexec).count()
+            + scenario.operations.iter().filter(|operation| operation.goes_into_a_kernel()).count();
+        let has_root = scenario.host.as_ref().is_some_and(|host| host.root.is_some());
+        ensure!(
+            has_root == scenario.steps.is_empty() && has_root != scenario.operations.is_empty(),
+            "{}: a host with a root has operations, and any other steps",
+            path.display()
+        );
         let next = scenario.host.as_ref().map_or(0, |host| host.next.len());
         let may_kexec = scenario.guest.net.is_none()
             && !scenario.guest.vsock
@@ -217,7 +233,6 @@ impl Scenario {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::root::Root;
 
     #[test]
     fn an_assigned_disk_is_under_load_after_all_others_and_is_never_rebooted() {
@@ -240,7 +255,7 @@ mod tests {
     fn a_guest_with_a_root_talks_to_the_lab_over_a_virtio_console() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.toml");
-        let scenario = "about = 'x'\nbound = 1\nsteps = []\n[guest]\nkernel = 'lab'\ncpus = 1\nmemory = '1G'\nroot = 'debian'\n";
+        let scenario = "about = 'x'\nbound = 1\nsteps = ['reboot']\n[guest]\nkernel = 'lab'\ncpus = 1\nmemory = '1G'\nroot = 'debian'\n";
         fs::write(&path, scenario).unwrap();
         assert!(Scenario::read(&path).unwrap_err().to_string().contains("console = \"virtio\""));
         fs::write(&path, format!("{scenario}console = 'virtio'\n")).unwrap();
