@@ -34,6 +34,9 @@ pub const SWEEPS: u64 = 0x28;
 /// Offset in an area: `u64`, what was found where something is wrong.
 pub const FOUND: u64 = 0x30;
 
+/// Offset in an area: `u32`, set from outside: 1 has a [`super::Work::Sleep`] guest sleep, 2 sleep without a waking vector.
+pub const SLEEP: u64 = 0x48;
+
 /// Offset in an area: `u32`s, what the debug registers must hold, by their number.
 pub const DEBUG_REGISTERS: u64 = 0x100;
 /// Offset in an area: the XSAVE image that the floating-point state must equal.
@@ -43,6 +46,11 @@ pub const FPU_WANTED: u64 = 0x400;
 pub const RAMS: u64 = 0x10_0000;
 /// Bytes of it for each vCPU.
 pub const RAM_SIZE: u64 = 0x1_0000;
+
+/// Where a guest that is booted as a kernel is loaded.
+pub const KERNEL: u64 = 0x20_0000;
+/// Where a guest says at which address it goes on after sleep: in the FACS of the ACPI tables.
+pub const WAKING_VECTOR: u64 = 0xe_004c;
 
 /// The area of the `index`th vCPU.
 pub const fn area(index: u64) -> u64 {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::layout;
+use super::{elf, layout};
 use crate::harness::bare::BareMachine;
 
 core::arch::global_asm!(
@@ -16,6 +16,8 @@ core::arch::global_asm!(
     STATUS = const layout::STATUS,
     AREAS = const layout::AREAS,
     AREA_SIZE = const layout::AREA_SIZE,
+    KERNEL = const layout::KERNEL,
+    WAKING_VECTOR = const layout::WAKING_VECTOR,
     RAMS = const layout::RAMS,
     RAM_SIZE = const layout::RAM_SIZE,
     options(att_syntax)
@@ -24,6 +26,7 @@ core::arch::global_asm!(
 unsafe extern "C" {
     static cpr_guest_start: u8;
     static cpr_guest_end: u8;
+    static cpr_guest_pvh: u8;
 }
 
 /// Bytes of a ROM image; it ends at 4 GiB.
@@ -68,6 +71,8 @@ pub enum Work {
     Idle = 5,
     /// Asks the entropy device for bytes, one request after the other, and counts the answers; an interrupt is a tick.
     Device = 6,
+    /// Counts, and sleeps when it is told to ([`layout::SLEEP`]); being woken is a tick.
+    Sleep = 7,
 }
 
 /// What a [`Work::Patterns`] guest holds besides RAM and general registers; bits.
@@ -113,19 +118,31 @@ impl Guest {
         Self { hold: possible(), ..Self::new(Work::Patterns, mode) }
     }
 
-    /// The ROM image.
-    pub fn image(&self) -> Vec<u8> {
+    /// The code with its parameters.
+    fn code(&self) -> Vec<u8> {
         let (start, end) = (&raw const cpr_guest_start, &raw const cpr_guest_end);
         let length = end as usize - start as usize;
         assert!(length <= RESET_VECTOR, "the guests' code has grown to {length} bytes");
         // SAFETY: both symbols are of one section of this program's read-only data, the end after the start.
-        let code = unsafe { std::slice::from_raw_parts(start, length) };
-        let mut image = vec![0_u8; ROM_SIZE];
-        image[..length].copy_from_slice(code);
+        let mut code = unsafe { std::slice::from_raw_parts(start, length) }.to_vec();
         for (slot, value) in [self.mode as u32, self.work as u32, self.hold.0].into_iter().enumerate() {
             let at = PARAMETERS + slot * 4;
-            image[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            code[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
+        code
+    }
+
+    /// The same guest as a kernel, with the PVH entry.
+    pub fn kernel(&self) -> Vec<u8> {
+        let entry = &raw const cpr_guest_pvh as usize - &raw const cpr_guest_start as usize;
+        elf::kernel(&self.code(), layout::KERNEL, entry as u64)
+    }
+
+    /// The ROM image.
+    pub fn image(&self) -> Vec<u8> {
+        let code = self.code();
+        let mut image = vec![0_u8; ROM_SIZE];
+        image[..code.len()].copy_from_slice(&code);
         // A near jump from the reset vector: the code segment still ends at 4 GiB.
         let offset = ENTRY.wrapping_sub(RESET_VECTOR as u16 + 3);
         image[RESET_VECTOR] = 0xe9;

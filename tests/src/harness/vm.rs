@@ -31,6 +31,8 @@ pub struct Spec {
     pub ram_file: bool,
     /// Its serial port.
     pub serial: Option<String>,
+    /// Whether it is booted as a kernel, and not as a firmware.
+    pub kernel: bool,
     /// Its devices, as `cpr-load boot --device` takes them.
     pub devices: Vec<String>,
 }
@@ -38,7 +40,7 @@ pub struct Spec {
 impl Spec {
     /// A guest with 32 MiB of RAM in a file.
     pub fn new(guest: Guest, cpus: u64) -> Self {
-        Self { guest, cpus, memory_mib: 32, ram_file: true, serial: None, devices: Vec::new() }
+        Self { guest, cpus, memory_mib: 32, ram_file: true, serial: None, kernel: false, devices: Vec::new() }
     }
 }
 
@@ -60,7 +62,9 @@ impl<'h> Vm<'h> {
     /// Boots a guest and waits until it does what it is to do.
     pub fn boot(host: &'h Host, spec: Spec) -> anyhow::Result<Self> {
         let rom = host.fresh("rom");
-        std::fs::write(&rom, spec.guest.image()).context("writing the ROM")?;
+        let (flag, image) =
+            if spec.kernel { ("--kernel", spec.guest.kernel()) } else { ("--firmware", spec.guest.image()) };
+        std::fs::write(&rom, image).context("writing what it boots")?;
         let name = rom.file_stem().map_or_else(String::new, |n| format!("vm{}", n.display()));
         let ram_file = spec.ram_file.then(|| host.fresh("ram"));
         let backing = match &ram_file {
@@ -68,7 +72,7 @@ impl<'h> Vm<'h> {
             None => "memfd".into(),
         };
         let mut arguments = vec!["boot".into(), "--name".into(), name.clone()];
-        arguments.extend(["--cpus".into(), spec.cpus.to_string(), "--firmware".into()]);
+        arguments.extend(["--cpus".into(), spec.cpus.to_string(), flag.into()]);
         arguments.extend([rom.display().to_string(), "--memory".into()]);
         arguments.push(format!("size={}M,backing={backing}", spec.memory_mib));
         if let Some(serial) = &spec.serial {

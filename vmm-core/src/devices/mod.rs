@@ -124,6 +124,8 @@ pub trait IrqLine: Send + Sync {
 /// What a guest asks of the machine by writing to a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestRequest {
+    /// ACPI S3.
+    Sleep,
     /// ACPI S5.
     PowerOff,
     /// Reset register, keyboard controller or triple fault.

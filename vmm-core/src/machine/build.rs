@@ -9,7 +9,7 @@ use vm_device::bus::{PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, PioManager};
 
 use super::backends::Backends;
-use super::events::{EventSink, notice_sink, request_sink};
+use super::events::{EventSink, MachineEvent, notice_sink, request_sink};
 use super::exits::Exits;
 use super::irq::GsiLine;
 use super::msi::MsiRoutes;
@@ -31,6 +31,7 @@ use crate::vcpu::group::Vcpus;
 use crate::vcpu::plan::{self, VcpuPlan};
 use crate::vcpu::thread::{ExitHandler, VcpuThread};
 use crate::x86::caps::HostCaps;
+use crate::x86::irqchip::VmState;
 use crate::x86::layout;
 use crate::x86::platform::Platform;
 
@@ -172,36 +173,42 @@ pub(super) fn assemble(
     // SAFETY: the machine owns both, and lets go of the VM and its vCPU threads before the mapping.
     unsafe { memory::set_slots(&vm, &ram) }?;
 
-    let ended = Arc::new(AtomicBool::new(false));
-    let events = ending(events, &ended);
+    let (ended, asleep) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+    let events = marking(events, &ended, &asleep);
     let loading = state == RunState::Inmigrate;
     let devices = Devices::new(&vm, config.memory.size.0, &ram, loading, backends, kept, &events)?;
     let mut io = IoManager::new();
     devices.register(&mut io)?;
     let exits: Arc<dyn ExitHandler> = Exits::new(io, Arc::clone(&devices.pci), events);
     let vcpus = create_vcpus(&vm, &host, &mut platform, &exits)?;
+    let fresh_chips = VmState::save(&vm)?;
     Ok(Machine {
         config,
         platform,
         vcpus,
+        fresh_chips,
         devices,
         ram,
         blocks,
         vm,
         state: Mutex::new(state),
         ended,
+        asleep,
         claim: Mutex::default(),
     })
 }
 
-/// Marks the machine as ended before its owner hears of what ends it, so that it is not handed over in between.
-fn ending(events: EventSink, ended: &Arc<AtomicBool>) -> EventSink {
-    let ended = Arc::clone(ended);
+/// Marks the machine as ended or asleep before its owner hears of it, so that it is not handed over as if it went on in between.
+/// It falls asleep once, however often it says so.
+fn marking(events: EventSink, ended: &Arc<AtomicBool>, asleep: &Arc<AtomicBool>) -> EventSink {
+    let (ended, asleep) = (Arc::clone(ended), Arc::clone(asleep));
     Arc::new(move |event| {
         if event.ends_the_machine() {
             ended.store(true, Ordering::SeqCst);
         }
-        events(event);
+        if event != MachineEvent::Sleep || !asleep.swap(true, Ordering::SeqCst) {
+            events(event);
+        }
     })
 }
 
@@ -260,5 +267,5 @@ fn create_vcpus(
         .map(|(index, vcpu)| VcpuThread::spawn(index, vcpu, Arc::clone(exits)))
         .collect::<Result<Vec<_>, _>>()
         .map_err(MachineError::Thread)?;
-    Ok(Vcpus::new(threads, plan))
+    Ok(Vcpus::new(threads, plan)?)
 }

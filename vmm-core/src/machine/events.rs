@@ -8,6 +8,8 @@ use crate::devices::{GuestRequest, RequestSink};
 /// Something that happened in the guest and that its owner must act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineEvent {
+    /// The guest went to sleep: its vCPUs are to be stopped. Told once until it is woken.
+    Sleep,
     /// The guest powered itself off.
     PowerOff,
     /// The guest asked for a reset, or crashed into one.
@@ -26,7 +28,7 @@ pub enum MachineEvent {
 impl MachineEvent {
     /// Whether the guest does not go on as it is.
     pub(super) fn ends_the_machine(&self) -> bool {
-        !matches!(self, Self::Assigned(Notice::Wanted(_)))
+        !matches!(self, Self::Sleep | Self::Assigned(Notice::Wanted(_)))
     }
 }
 
@@ -38,6 +40,7 @@ pub(super) fn request_sink(events: &EventSink) -> RequestSink {
     let events = Arc::clone(events);
     Arc::new(move |request| {
         events(match request {
+            GuestRequest::Sleep => MachineEvent::Sleep,
             GuestRequest::PowerOff => MachineEvent::PowerOff,
             GuestRequest::Reset => MachineEvent::Reset,
         });

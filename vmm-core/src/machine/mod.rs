@@ -17,6 +17,7 @@ mod irq;
 mod msi;
 mod pci;
 pub mod run_state;
+mod sleep;
 pub mod state;
 mod stopped;
 mod vfio;
@@ -44,12 +45,13 @@ use crate::cpr::ownership::Claim;
 use crate::cpr::report::Stopwatch;
 use crate::devices::{Device, DeviceError};
 use crate::memory::{GuestRam, MemoryError, RamBlock, RamFate};
-use crate::vcpu::group::{VcpuError, Vcpus};
+use crate::vcpu::group::{RestartError, VcpuError, Vcpus};
 use crate::vcpu::thread::StopTimeout;
+use crate::x86::acpi::VectorError;
 use crate::x86::boot::BootError;
 use crate::x86::caps::CapsError;
 use crate::x86::clock::ClockError;
-use crate::x86::irqchip::VmStateError;
+use crate::x86::irqchip::{VmState, VmStateError};
 use crate::x86::platform::{Platform, PlatformError};
 
 /// How long `stop` waits for the vCPUs.
@@ -122,6 +124,12 @@ pub enum MachineError {
     /// The guest is ending by itself.
     #[error("the guest has powered off, reset or crashed: there is nothing to hand over")]
     Ended,
+    /// The vCPUs could not be put at a start.
+    #[error("waking the guest: {0}")]
+    Restart(#[from] RestartError),
+    /// The guest cannot be woken.
+    #[error(transparent)]
+    Vector(#[from] VectorError),
     /// A thread could not be started.
     #[error("starting a vCPU's thread: {0}")]
     Thread(std::io::Error),
@@ -154,12 +162,16 @@ pub struct Machine {
     config: MachineConfig,
     platform: Platform,
     vcpus: Vcpus,
+    /// The interrupt chips and the timer, as they were made.
+    fresh_chips: VmState,
     devices: Devices,
     ram: GuestRam,
     blocks: Vec<RamBlock>,
     vm: Arc<VmFd>,
     state: Mutex<RunState>,
     ended: Arc<AtomicBool>,
+    /// The guest has gone to sleep, and was not woken. Where the run state does not say so yet, its vCPUs still run.
+    asleep: Arc<AtomicBool>,
     claim: Mutex<Option<Claim>>,
 }
 
@@ -266,10 +278,10 @@ impl Machine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stops the vCPUs. `false` if they were stopped.
+    /// Stops the vCPUs. `false` if they were stopped, or the guest sleeps.
     pub fn stop(&self) -> Result<bool, MachineError> {
         let mut state = self.lock_state();
-        if *state == RunState::Paused {
+        if matches!(*state, RunState::Paused | RunState::Suspended) {
             return Ok(false);
         }
         state.step(RunState::Paused)?;
@@ -278,13 +290,17 @@ impl Machine {
             self.vcpus.enter();
             return Err(error.into());
         }
+        if self.is_asleep() {
+            *state = RunState::Suspended;
+            return Ok(false);
+        }
         Ok(true)
     }
 
-    /// Lets the vCPUs go on. `false` if they run.
+    /// Lets the vCPUs go on. `false` if they run, or the guest sleeps: it is woken otherwise.
     pub fn cont(&self) -> Result<bool, MachineError> {
         let mut state = self.lock_state();
-        if *state == RunState::Running {
+        if matches!(*state, RunState::Running | RunState::Suspended) {
             return Ok(false);
         }
         state.step(RunState::Running)?;
@@ -387,6 +403,10 @@ impl Machine {
 
     fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
+    }
+
+    fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::SeqCst)
     }
 }
 

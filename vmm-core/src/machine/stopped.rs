@@ -45,6 +45,9 @@ impl Machine {
         if self.has_ended() {
             return Err(MachineError::Ended);
         }
+        if self.is_asleep() {
+            stopped.was = RunState::Suspended;
+        }
         for device in self.devices.all() {
             device.quiesce(deadline)?;
             stopped.quiesced += 1;

@@ -7,6 +7,7 @@ use super::{Guest, Shared, Task, lock};
 use crate::config::Uuid;
 use crate::cpr::blockers::Blocker;
 use crate::machine::run_state::RunState;
+use crate::machine::{Machine, MachineError};
 use crate::monitor::events::Event;
 use crate::monitor::{
     CheckRequest, CommandError, Control, CpuInfoFast, Destination, HandoverReport, Incoming,
@@ -58,11 +59,16 @@ impl Control for Shared {
     }
 
     fn system_wakeup(&self) -> Result<(), CommandError> {
-        Err(CommandError::generic("the guest is not suspended: there is nothing to wake"))
+        let guest = self.needs_guest()?;
+        if guest.run_state() != RunState::Suspended {
+            return Err(CommandError::generic("Unable to wake up: guest is not in suspended state"));
+        }
+        self.wake(&guest).map_err(generic)
     }
 
     fn system_powerdown(&self) -> Result<(), CommandError> {
-        self.needs_guest()?.press_power_button().map_err(generic)?;
+        let guest = self.needs_guest()?;
+        self.press_power_button(&guest).map_err(generic)?;
         self.events.emit(Event::Powerdown);
         Ok(())
     }
@@ -150,7 +156,7 @@ impl Control for Shared {
 }
 
 impl Shared {
-    pub(super) fn needs_guest(&self) -> Result<Arc<crate::machine::Machine>, CommandError> {
+    pub(super) fn needs_guest(&self) -> Result<Arc<Machine>, CommandError> {
         match &*lock(&self.guest) {
             Guest::Here(machine) => Ok(Arc::clone(machine)),
             Guest::Awaited => Err(CommandError::generic("no guest has come in yet")),
@@ -158,6 +164,26 @@ impl Shared {
                 "guest '{name}' was given away by {mode}: it never runs here again"
             ))),
         }
+    }
+
+    /// Presses the power button, which wakes a guest that sleeps.
+    pub(super) fn press_power_button(&self, guest: &Machine) -> Result<(), MachineError> {
+        guest.press_power_button()?;
+        if guest.run_state() == RunState::Suspended { self.wake(guest) } else { Ok(()) }
+    }
+
+    /// Wakes a guest that sleeps. One that has set no place to go on at is started from its beginning.
+    pub(super) fn wake(&self, guest: &Machine) -> Result<(), MachineError> {
+        match guest.wake() {
+            Ok(()) => self.events.emit(Event::Wakeup),
+            Err(error @ MachineError::Vector(_)) => {
+                tracing::error!("{error}: it is started from its beginning");
+                self.inbox.post(Task::Reset { guest: true });
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Name and identity of the guest that is or was here.

@@ -316,7 +316,7 @@ impl Owner {
         match self.shared.guest() {
             Some(guest) if !self.terminating => {
                 self.terminating = true;
-                match guest.press_power_button() {
+                match self.shared.press_power_button(&guest) {
                     Ok(()) => tracing::info!("asked the guest to power off; a second signal ends it at once"),
                     Err(error) => {
                         tracing::warn!("powering the guest off: {error}; a second signal ends it at once");
@@ -346,6 +346,11 @@ impl Owner {
                 self.shared.events.emit(Event::Shutdown { guest: true, reason: "guest-shutdown" });
                 self.end(Ok(Ended::GuestEnded));
             }
+            MachineEvent::Sleep => match machine.suspend() {
+                Ok(true) => self.shared.events.emit(Event::Suspend),
+                Ok(false) => {}
+                Err(error) => tracing::error!("suspending the guest: {error}"),
+            },
             MachineEvent::Reset => self.reset(true),
             MachineEvent::Failed { vcpu, why } => {
                 self.stop_for_good(&machine, &format!("vCPU {vcpu} cannot go on: {why}"));

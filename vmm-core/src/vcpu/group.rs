@@ -43,25 +43,40 @@ pub enum VcpuError {
     },
 }
 
+/// Why vCPUs that had run could not be put at a start.
+#[derive(Debug, thiserror::Error)]
+pub enum RestartError {
+    /// What they were made with could not be written.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// Where they were to start could not.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+}
+
 /// All vCPUs of a guest.
 #[derive(Debug)]
 pub struct Vcpus {
     threads: Vec<VcpuThread>,
     savers: Vec<Arc<Mutex<VcpuSaver>>>,
     plan: Arc<VcpuPlan>,
+    /// What each was made with.
+    fresh: Vec<VcpuState>,
 }
 
 /// What one vCPU's work came to, once it is done.
 type Outcome<T> = Arc<Mutex<Option<Result<T, VcpuStateError>>>>;
 
 impl Vcpus {
-    /// Of parked threads.
-    pub fn new(threads: Vec<VcpuThread>, plan: VcpuPlan) -> Self {
+    /// Of parked threads, whose vCPUs have not run.
+    pub fn new(threads: Vec<VcpuThread>, plan: VcpuPlan) -> Result<Self, VcpuError> {
         let plan = Arc::new(plan);
         let savers = (0..threads.len() as u32)
             .map(|index| Arc::new(Mutex::new(VcpuSaver::new(index, Arc::clone(&plan)))))
             .collect();
-        Self { threads, savers, plan }
+        let mut vcpus = Self { threads, savers, plan, fresh: Vec::new() };
+        vcpus.fresh = vcpus.save_all()?;
+        Ok(vcpus)
     }
 
     /// How many there are.
@@ -89,6 +104,16 @@ impl Vcpus {
             }
         }
         Ok(())
+    }
+
+    /// Puts every vCPU, parked, back where it was when it was made, but for its TSC, and the first at `entry`.
+    pub fn restart(&self, entry: &BootEntry) -> Result<(), RestartError> {
+        let work = self.fresh.iter().cloned().zip(0..).map(|(fresh, index)| {
+            let plan = Arc::clone(&self.plan);
+            move |vcpu: &mut VcpuFd| load::reset(index, vcpu, &fresh, &plan)
+        });
+        self.each(work)?;
+        Ok(self.boot(entry)?)
     }
 
     /// The threads' ids in the kernel.

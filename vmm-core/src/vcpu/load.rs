@@ -5,6 +5,7 @@
 //! 3. General registers come before the events: writing them drops an exception that is pending.
 //! 4. What a host does not take is an error that names the vCPU, the ioctl and the register. Nothing is left out.
 //! 5. [`after_clock`] is for when the VM's clock is set.
+//! 6. [`reset`] does the same with a vCPU that has run. Its TSC goes on, as does what KVM does by it.
 
 use kvm_bindings::kvm_mp_state;
 use kvm_ioctls::VcpuFd;
@@ -25,6 +26,28 @@ pub fn load(
     plan: &VcpuPlan,
     clock: &Resumption,
 ) -> Result<(), VcpuStateError> {
+    write(index, vcpu, state, plan, Some(clock))
+}
+
+/// Gives a parked vCPU, whatever it was at, the state that it was made with (`fresh`), but for its TSC.
+pub fn reset(index: u32, vcpu: &VcpuFd, fresh: &VcpuState, plan: &VcpuPlan) -> Result<(), VcpuStateError> {
+    // Whatever INIT or SIPI was on its way is taken note of, and overwritten.
+    vcpu.get_mp_state().map_err(ioctl(index, "KVM_GET_MP_STATE"))?;
+    // It leaves a guest of its own before what it would come back to is changed.
+    if let Some(nested) = &fresh.nested {
+        load_nested(index, vcpu, nested, plan)?;
+    }
+    write(index, vcpu, fresh, plan, None)
+}
+
+/// Writes all of a state: to a fresh vCPU with the clock that its TSC goes by, or to one that has run.
+fn write(
+    index: u32,
+    vcpu: &VcpuFd,
+    state: &VcpuState,
+    plan: &VcpuPlan,
+    clock: Option<&Resumption>,
+) -> Result<(), VcpuStateError> {
     let msr_error = |source| VcpuStateError::Msr { vcpu: index, source };
     let size_error = |source| VcpuStateError::Format { vcpu: index, source };
     let regs = state.regs.get().map_err(size_error)?;
@@ -37,9 +60,11 @@ pub fn load(
 
     ioctls::set_sregs2(vcpu, sregs).map_err(ioctl(index, "KVM_SET_SREGS2"))?;
     let late = |msr: &Msr| matches!(msr.index, IA32_TSC | IA32_TSC_DEADLINE | KVM_WALL_CLOCK);
-    let early = |msr: &&Msr| !late(msr) && !plan.msrs.is_fresh(msr);
+    let early = |msr: &&Msr| !late(msr) && (clock.is_none() || !plan.msrs.is_fresh(msr));
     msr::write(vcpu, state.msrs.iter().filter(early)).map_err(msr_error)?;
-    load_tsc(index, vcpu, state.tsc, plan, clock)?;
+    if let Some(clock) = clock {
+        load_tsc(index, vcpu, state.tsc, plan, clock)?;
+    }
     vcpu.set_xcrs(xcrs).map_err(ioctl(index, "KVM_SET_XCRS"))?;
     ioctls::set_xsave(vcpu, plan.xsave, &xsave).map_err(ioctl(index, "KVM_SET_XSAVE"))?;
     vcpu.set_lapic(lapic).map_err(ioctl(index, "KVM_SET_LAPIC"))?;

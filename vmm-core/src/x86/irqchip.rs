@@ -44,7 +44,7 @@ const CHIPS: [(u32, &str, &str); 3] = [
 ];
 
 /// The VM's state. On the wire.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VmState {
     /// First PIC, second PIC, I/O APIC.
     pub chips: [KernelBytes<kvm_irqchip>; 3],

@@ -1,6 +1,7 @@
 # The way from the reset vector to the mode that the guest runs in, on every vCPU.
 #
 # The image is copied to RAM at BASE, where the first vCPU goes on and where the others start (SIPI vector BASE >> 12).
+# As a kernel it is loaded at KERNEL, and copied from there.
 # Every vCPU passes through protected mode, takes its number, and enters the mode and the work that the parameters name.
 # There, in every mode: %edi is its area (with %ds so that (%edi) reaches it), %gs is flat over 4 GiB.
 
@@ -8,6 +9,8 @@
 .set STATUS, {STATUS}
 .set AREAS, {AREAS}
 .set AREA_SIZE, {AREA_SIZE}
+.set KERNEL, {KERNEL}
+.set WAKING_VECTOR, {WAKING_VECTOR}
 .set APIC, 0xfee00000
 .set PML4, 0x1000
 .set PDPT, 0x2000
@@ -36,6 +39,7 @@
 .set CURSOR, 0x3c
 .set GENERATION, 0x40
 .set ARMED, 0x44
+.set SLEEP, 0x48
 .set PATTERN, 0x80
 .set WANTED, 0x400
 .set SEEN, 0x800
@@ -86,6 +90,13 @@ g_bsp16:
     ljmpw $(BASE >> 4), $(1f - cpr_guest_start)
 1:  xorl %esi, %esi
     jmp g_protect
+# Where the first vCPU goes on after sleep, if it was booted as a kernel.
+g_wake16:
+    cli
+    cld
+    ljmpw $(BASE >> 4), $(1f - cpr_guest_start)
+1:  xorl %esi, %esi
+    jmp g_protect
 g_ap16:
     cli
     cld
@@ -96,7 +107,19 @@ g_protect:
     movl %eax, %cr0
     ljmpl $0x08, $(BASE + g_flat - cpr_guest_start)
 
+# The entry of a kernel that was loaded at KERNEL: flat protected mode.
 .code32
+.globl cpr_guest_pvh
+cpr_guest_pvh:
+    cld
+    movl $KERNEL, %esi
+    movl $BASE, %edi
+    movl $(cpr_guest_end - cpr_guest_start), %ecx
+    rep movsb
+    lgdtl BASE + g_gdtr - cpr_guest_start
+    ljmpl $0x08, $(BASE + 1f - cpr_guest_start)
+1:  xorl %esi, %esi
+
 g_flat:
     movw $0x10, %ax
     movw %ax, %ds

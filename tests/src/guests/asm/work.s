@@ -92,6 +92,8 @@ g_enter\mode:
     je g_idle\mode
     cmpl $6, %eax
     je g_device\mode
+    cmpl $7, %eax
+    je g_sleep\mode
 
 # Counts as fast as it can. The count is in %esi:%ebp and in RAM; both must agree, so a second process that runs the
 # same guest on the same RAM is found out.
@@ -145,6 +147,38 @@ g_poweroff\mode:
     movw $(5 << 10 | 1 << 13), %ax
     outw %ax, %dx
     jmp g_dead\mode
+
+# Sleeps (ACPI S3) when it is told to: 1, and goes on by its waking vector; 2, without one. Being woken is a tick, and what
+# woke it (PM1_STS) is what it found. The other vCPUs count.
+g_sleep\mode:
+    cmpl $0, INDEX(%edi)
+    jne 3f
+    movw $0x600, %dx
+    inw %dx, %ax
+    testw $0x8000, %ax
+    jz 1f
+    outw %ax, %dx
+    movzwl %ax, %eax
+    movl %eax, FOUND(%edi)
+    addl $1, TICKS(%edi)
+    adcl $0, TICKS + 4(%edi)
+1:  COUNT_ONE
+    movl SLEEP(%edi), %ecx
+    testl %ecx, %ecx
+    jz 1b
+    movl $0, SLEEP(%edi)
+    xorl %eax, %eax
+    cmpl $1, %ecx
+    jne 2f
+    movl $(BASE + g_wake16 - cpr_guest_start), %eax
+2:  movl $WAKING_VECTOR, %ecx
+    movl %eax, %gs:(%ecx)
+    movw $0x604, %dx
+    movw $(3 << 10 | 1 << 13), %ax
+    outw %ax, %dx
+    jmp g_dead\mode
+3:  COUNT_ONE
+    jmp 3b
 
 # Writes lines of eight hexadecimal digits, counting, to the serial port; what it reads there it sends back between them.
 g_console\mode:

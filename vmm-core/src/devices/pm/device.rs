@@ -6,11 +6,11 @@ use std::time::Instant;
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 
-use super::registers::{POWER_BUTTON, Registers};
+use super::registers::{POWER_BUTTON, Registers, WAKE};
 use super::state::PmState;
 use crate::cpr::format::{StateReader, StateWriter};
 use crate::devices::{Device, DeviceError, GuestRequest, IrqLine, RequestSink};
-use crate::x86::acpi::SLEEP_TYPE_S5;
+use crate::x86::acpi::{SLEEP_TYPE_S3, SLEEP_TYPE_S5};
 use crate::x86::layout::RESET_PORT;
 
 const ID: &str = "pm";
@@ -31,7 +31,7 @@ struct Inner {
 }
 
 impl Pm {
-    /// A device that drives `sci` and asks for power off and reset at `requests`.
+    /// A device that drives `sci` and asks for sleep, power off and reset at `requests`.
     pub fn new(sci: Arc<dyn IrqLine>, requests: RequestSink) -> Self {
         let inner = Inner { registers: Registers::default(), quiesced: false };
         Self { inner: Mutex::new(inner), sci, requests }
@@ -44,6 +44,11 @@ impl Pm {
         self.drive(&inner);
     }
 
+    /// Tells the guest, which sleeps and goes on after this, that it was woken.
+    pub fn wake(&self) {
+        self.lock().registers.status |= WAKE;
+    }
+
     fn drive(&self, inner: &Inner) {
         if !inner.quiesced {
             self.sci.set(inner.registers.sci());
@@ -52,6 +57,7 @@ impl Pm {
 
     fn sleep(&self, sleep_type: u8) {
         match sleep_type {
+            SLEEP_TYPE_S3 => (self.requests)(GuestRequest::Sleep),
             SLEEP_TYPE_S5 => (self.requests)(GuestRequest::PowerOff),
             other => tracing::warn!("guest asks for sleep type {other}, which the DSDT does not name"),
         }

@@ -2,8 +2,10 @@
 
 /// `PWRBTN_STS` and `PWRBTN_EN`.
 pub(super) const POWER_BUTTON: u16 = 1 << 8;
+/// `WAK_STS`: the machine has woken. It has no enable bit.
+pub(super) const WAKE: u16 = 1 << 15;
 /// Status bits that the device can set. Writing a one clears them.
-pub(super) const STATUS_BITS: u16 = POWER_BUTTON;
+pub(super) const STATUS_BITS: u16 = POWER_BUTTON | WAKE;
 /// Enable bits that there are: global lock, power button and RTC; Linux complains of an `RTC_EN` that does not stay set.
 pub(super) const ENABLE_BITS: u16 = 1 << 5 | POWER_BUTTON | 1 << 10;
 /// `SCI_EN`, read only here.

@@ -1,10 +1,10 @@
-//! The devices that cannot be found by looking, and what to write for S5.
+//! The devices that cannot be found by looking, and what to write for S3 and S5.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, ONE, Package, ResourceTemplate, ZERO};
 use acpi_tables::sdt::Sdt;
 
-use super::{HEADER_SIZE, OEM_ID, OEM_REVISION, OEM_TABLE_ID, SLEEP_TYPE_S5, pci};
+use super::{HEADER_SIZE, OEM_ID, OEM_REVISION, OEM_TABLE_ID, SLEEP_TYPE_S3, SLEEP_TYPE_S5, pci};
 use crate::x86::layout;
 
 /// From revision 2 on, integers have 64 bits.
@@ -14,7 +14,8 @@ const REVISION: u8 = 2;
 pub(super) fn table(ram_size: u64) -> Sdt {
     let mut table = Sdt::new(*b"DSDT", HEADER_SIZE, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut aml = Vec::new();
-    soft_off(&mut aml);
+    sleep_state(&mut aml, "_S3_", SLEEP_TYPE_S3);
+    sleep_state(&mut aml, "_S5_", SLEEP_TYPE_S5);
     let (consumer, edge, active_low, shared) = (true, true, false, false);
     let interrupt = Interrupt::new(consumer, edge, active_low, shared, layout::COM1_GSI);
     let serial = io(layout::COM1_PORT, layout::COM1_PORTS);
@@ -25,9 +26,9 @@ pub(super) fn table(ram_size: u64) -> Sdt {
     table
 }
 
-fn soft_off(aml: &mut Vec<u8>) {
-    let values = Package::new(vec![&SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]);
-    Name::new("_S5_".into(), &values).to_aml_bytes(aml);
+fn sleep_state(aml: &mut Vec<u8>, name: &str, sleep_type: u8) {
+    let values = Package::new(vec![&sleep_type, &ZERO, &ZERO, &ZERO]);
+    Name::new(name.into(), &values).to_aml_bytes(aml);
 }
 
 fn isa_device(aml: &mut Vec<u8>, path: &str, hid: &str, resources: Vec<&dyn Aml>) {

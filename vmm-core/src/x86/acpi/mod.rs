@@ -10,6 +10,7 @@ mod dsdt;
 mod fadt;
 mod madt;
 mod pci;
+mod wake;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -18,9 +19,12 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+pub use self::wake::{VectorError, waking_vector};
 use super::layout;
 use crate::config::MAX_CPUS;
 
+/// `SLP_TYP` of the PM1 control register for S3, sleep with the RAM powered.
+pub const SLEEP_TYPE_S3: u8 = 3;
 /// `SLP_TYP` of the PM1 control register for S5, soft off.
 pub const SLEEP_TYPE_S5: u8 = 5;
 
@@ -31,6 +35,8 @@ const OEM_REVISION: u32 = 1;
 const HEADER_SIZE: u32 = 36;
 /// What the strictest table (FACS) wants.
 const ALIGNMENT: u64 = 64;
+/// Where the FACS is: behind the RSDP, in every guest that was booted with a kernel.
+const FACS_START: u64 = layout::ACPI_START + ALIGNMENT;
 
 /// Why the tables cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +67,7 @@ pub fn write(memory: &GuestMemoryMmap, cpus: u16, ram_size: u64) -> Result<u64, 
         return Err(AcpiError::Cpus { found: cpus });
     }
     let rsdp_address = layout::ACPI_START;
-    let mut area = Area { memory, next: rsdp_address + ALIGNMENT };
+    let mut area = Area { memory, next: FACS_START };
     let facs = area.add(&FACS::new())?;
     let dsdt = area.add(&dsdt::table(ram_size))?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);

@@ -52,6 +52,7 @@ fn the_chain_of_pointers_leads_from_the_rsdp_to_every_table_and_the_checksums_ho
     let rsdp = write(&memory, 2, RAM).unwrap();
     let [_, fadt, _, _] = follow(&memory, rsdp);
     let facs = u64::from(u32_at(&fadt, 36));
+    assert_eq!(facs, FACS_START);
     assert_eq!(bytes(&memory, facs, 4), b"FACS");
     assert_eq!(facs % 64, 0);
     assert_eq!(u32_at(&fadt, 56), 0x600);
@@ -92,4 +93,16 @@ fn the_same_machine_has_the_same_tables() {
     write(&second, 4, RAM).unwrap();
     let all = |memory| bytes(memory, layout::ACPI_START, layout::ACPI_SIZE as usize);
     assert_eq!(all(&first), all(&second));
+}
+
+#[test]
+fn the_dsdt_names_s3_and_s5_and_what_to_write_for_them() {
+    let memory = memory();
+    let rsdp = write(&memory, 1, RAM).unwrap();
+    let [.., dsdt] = follow(&memory, rsdp);
+    for (name, sleep_type) in [(b"_S3_", SLEEP_TYPE_S3), (b"_S5_", SLEEP_TYPE_S5)] {
+        let at = dsdt.windows(4).position(|bytes| bytes == name).unwrap();
+        // Package of four: its length, its count, then a byte by its prefix.
+        assert_eq!(dsdt[at + 4..at + 9], [0x12, 0x07, 4, 0x0a, sleep_type]);
+    }
 }

@@ -44,6 +44,11 @@ pub enum BootEntry {
         /// Address of `hvm_start_info`, passed in EBX.
         start_info: u64,
     },
+    /// Where a guest wants to go on after sleep: real mode.
+    Waking {
+        /// First instruction, below 1 MiB.
+        vector: u32,
+    },
 }
 
 /// A kernel in guest memory.

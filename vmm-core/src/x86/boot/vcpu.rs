@@ -1,4 +1,4 @@
-//! The first state of the vCPUs of a cold boot.
+//! The first state of the vCPUs of a cold boot, and after sleep.
 
 use kvm_bindings::{Msrs, kvm_lapic_state, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
@@ -36,12 +36,23 @@ pub fn enter_at(entry: &BootEntry, vcpu: &VcpuFd) -> Result<(), BootError> {
         BootEntry::ResetVector => return Ok(()),
         BootEntry::Linux64 { entry, zero_page } => (true, regs::linux64(entry, zero_page)),
         BootEntry::Pvh { entry, start_info } => (false, regs::pvh(entry, start_info)),
+        BootEntry::Waking { vector } => return wake_at(vector, vcpu),
     };
     let mut sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS for boot"))?;
     regs::special(&mut sregs, long);
     vcpu.set_sregs(&sregs).map_err(kvm("KVM_SET_SREGS for boot"))?;
     vcpu.set_regs(&general).map_err(kvm("KVM_SET_REGS for boot"))?;
     vcpu.set_fpu(&regs::fpu()).map_err(kvm("KVM_SET_FPU for boot"))
+}
+
+/// Real mode, with the vector's paragraph as the code segment (ACPI 6.5, 16.3.1); all else is as reset has left it.
+fn wake_at(vector: u32, vcpu: &VcpuFd) -> Result<(), BootError> {
+    let mut sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS for waking"))?;
+    (sregs.cs.selector, sregs.cs.base) = ((vector >> 4) as u16, (vector & !0xf).into());
+    vcpu.set_sregs(&sregs).map_err(kvm("KVM_SET_SREGS for waking"))?;
+    let mut regs = vcpu.get_regs().map_err(kvm("KVM_GET_REGS for waking"))?;
+    regs.rip = (vector & 0xf).into();
+    vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS for waking"))
 }
 
 fn setup_msrs(vcpu: &VcpuFd) -> Result<(), BootError> {

@@ -76,12 +76,27 @@ fn the_power_button_raises_the_sci_until_its_status_is_cleared() {
 }
 
 #[test]
-fn s5_powers_off_and_other_sleep_types_do_not() {
+fn s5_powers_off_s3_sleeps_and_other_sleep_types_do_nothing() {
     let bench = bench();
     bench.write(4, 1 << 13 | 1 << 10);
     assert!(bench.requests().is_empty());
     bench.write(4, 1 << 13 | 5 << 10);
     assert_eq!(bench.requests(), [GuestRequest::PowerOff]);
+    bench.write(4, 1 << 13 | 3 << 10);
+    assert_eq!(bench.requests(), [GuestRequest::PowerOff, GuestRequest::Sleep]);
+}
+
+#[test]
+fn a_guest_that_is_woken_finds_wak_sts_set_and_no_interrupt_for_it() {
+    let bench = bench();
+    bench.write(2, u16::MAX);
+    bench.pm.wake();
+    let mut status = [0; 2];
+    bench.pm.pio_read(PioAddress(PM1_EVENT_PORT), 0, &mut status);
+    assert_eq!((u16::from_le_bytes(status), bench.sci.high()), (WAKE, false));
+    bench.write(0, WAKE);
+    bench.pm.pio_read(PioAddress(PM1_EVENT_PORT), 0, &mut status);
+    assert_eq!(u16::from_le_bytes(status), 0);
 }
 
 #[test]

@@ -1,0 +1,119 @@
+//! Guests that sleep (ACPI S3): they are woken where they want to be, with their RAM.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use cpr_tests::guests::{Guest, Mode, Work, layout};
+use cpr_tests::harness::host::Host;
+use cpr_tests::harness::runner::Tier;
+use cpr_tests::harness::vm::{Spec, Vm};
+use nix::sys::signal::Signal;
+use vmm_core::monitor::client::Client;
+
+cpr_tests::tests!(
+    Tier::Kvm,
+    a_guest_sleeps_and_is_woken_with_its_ram_by_its_vector_and_as_a_firmware,
+    a_guest_is_woken_by_its_power_button_and_sees_that,
+    only_a_guest_that_sleeps_is_woken_and_stop_and_cont_leave_it_asleep,
+    a_guest_without_a_waking_vector_is_started_from_its_beginning,
+);
+
+/// Where a guest's RAM has what nobody but the test wrote.
+const MARK: u64 = 0x100_0000;
+/// For an event that is due.
+const SOON: Duration = Duration::from_secs(10);
+/// `WAK_STS` and `PWRBTN_STS` of PM1.
+const WOKEN: u32 = 1 << 15;
+const POWER_BUTTON: u32 = 1 << 8;
+
+fn boot(host: &Host, mode: Mode, kernel: bool) -> anyhow::Result<Vm<'_>> {
+    let vm = Vm::boot(host, Spec { kernel, ..Spec::new(Guest::new(Work::Sleep, mode), 2) })?;
+    vm.ram.u64(MARK).store(u64::MAX / 3, SeqCst);
+    Ok(vm)
+}
+
+/// Has it sleep, and waits until it does.
+fn sleep(vm: &Vm, how: u32) -> anyhow::Result<Client> {
+    let monitor = vm.monitor()?;
+    vm.ram.u32(layout::area(0) + layout::SLEEP).store(how, SeqCst);
+    vm.becomes("suspended")?;
+    vm.stands_still()?;
+    Ok(monitor)
+}
+
+/// Waits until it was woken for the `times`th time, and goes on on all vCPUs with its RAM; says what woke it.
+fn woken(vm: &Vm, times: u64) -> anyhow::Result<u32> {
+    vm.becomes("running")?;
+    let deadline = Instant::now() + SOON;
+    while vm.ram.ticks(0) < times && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    vm.goes_on()?;
+    ensure!(vm.ram.ticks(0) == times, "woken {} times, and not {times}", vm.ram.ticks(0));
+    ensure!(vm.ram.u64(MARK).load(SeqCst) == u64::MAX / 3, "its RAM changed");
+    Ok(vm.ram.u32(layout::area(0) + layout::FOUND).load(SeqCst))
+}
+
+fn a_guest_sleeps_and_is_woken_with_its_ram_by_its_vector_and_as_a_firmware() -> anyhow::Result<()> {
+    for kernel in [true, false] {
+        for mode in Mode::ALL {
+            let host = Host::new()?;
+            let vm = boot(&host, mode, kernel)?;
+            for times in 1..=3 {
+                let mut monitor = sleep(&vm, 1)?;
+                monitor.wait_event("SUSPEND", SOON)?;
+                vm.ask("system_wakeup")?;
+                monitor.wait_event("WAKEUP", SOON)?;
+                let found = woken(&vm, times).with_context(|| format!("{mode:?}, kernel {kernel}"))?;
+                ensure!(found == WOKEN, "PM1_STS was {found:#x}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn a_guest_is_woken_by_its_power_button_and_sees_that() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let vm = boot(&host, Mode::Long, true)?;
+    let mut monitor = sleep(&vm, 1)?;
+    vm.ask("system_powerdown")?;
+    monitor.wait_event("WAKEUP", SOON)?;
+    ensure!(woken(&vm, 1)? == WOKEN | POWER_BUTTON, "it does not see that its button was pressed");
+    // What asks a process to end presses the button, too.
+    sleep(&vm, 1)?;
+    vm.process.signal(Signal::SIGTERM)?;
+    ensure!(woken(&vm, 2)? == WOKEN | POWER_BUTTON, "it does not see that its button was pressed");
+    Ok(())
+}
+
+fn only_a_guest_that_sleeps_is_woken_and_stop_and_cont_leave_it_asleep() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let vm = boot(&host, Mode::Protected, true)?;
+    let refused = |vm: &Vm| vm.ask("system_wakeup").err().map(|error| format!("{error:#}"));
+    let not_suspended =
+        |error: Option<String>| error.is_some_and(|error| error.contains("not in suspended state"));
+    ensure!(not_suspended(refused(&vm)), "a guest that runs was woken");
+    vm.ask("stop")?;
+    ensure!(not_suspended(refused(&vm)), "a guest that is paused was woken");
+    vm.ask("cont")?;
+    sleep(&vm, 1)?;
+    for command in ["stop", "cont"] {
+        vm.ask(command)?;
+        ensure!(vm.run_state()? == "suspended", "{command} woke it");
+        vm.stands_still()?;
+    }
+    vm.ask("system_wakeup")?;
+    woken(&vm, 1).map(drop)
+}
+
+fn a_guest_without_a_waking_vector_is_started_from_its_beginning() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let vm = boot(&host, Mode::Long, true)?;
+    let mut monitor = sleep(&vm, 2)?;
+    let error = vm.ask("system_wakeup").err().context("it was woken")?;
+    ensure!(format!("{error:#}").contains("no waking vector"), "{error:#}");
+    monitor.wait_event("RESET", SOON)?;
+    vm.becomes("running")?;
+    vm.goes_on()
+}
