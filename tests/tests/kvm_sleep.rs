@@ -9,6 +9,7 @@ use cpr_tests::harness::host::Host;
 use cpr_tests::harness::runner::Tier;
 use cpr_tests::harness::vm::{Spec, Vm};
 use nix::sys::signal::Signal;
+use vmm_core::cpr::Mode as Handover;
 use vmm_core::monitor::client::Client;
 
 cpr_tests::tests!(
@@ -17,6 +18,10 @@ cpr_tests::tests!(
     a_guest_is_woken_by_its_power_button_and_sees_that,
     only_a_guest_that_sleeps_is_woken_and_stop_and_cont_leave_it_asleep,
     a_guest_without_a_waking_vector_is_started_from_its_beginning,
+    a_guest_that_sleeps_is_handed_over_asleep_in_every_mode_and_woken_there,
+    a_guest_is_woken_after_each_mode_and_sleeps_again,
+    a_handover_that_fails_leaves_a_guest_asleep,
+    a_guest_that_falls_asleep_just_as_it_is_handed_over_sleeps_on,
 );
 
 /// Where a guest's RAM has what nobody but the test wrote.
@@ -116,4 +121,65 @@ fn a_guest_without_a_waking_vector_is_started_from_its_beginning() -> anyhow::Re
     monitor.wait_event("RESET", SOON)?;
     vm.becomes("running")?;
     vm.goes_on()
+}
+
+fn a_guest_that_sleeps_is_handed_over_asleep_in_every_mode_and_woken_there() -> anyhow::Result<()> {
+    for kernel in [true, false] {
+        let host = Host::new()?;
+        let mut vm = boot(&host, Mode::Long, kernel)?;
+        sleep(&vm, 1)?;
+        for mode in [Handover::CprTransfer, Handover::CprExec, Handover::CprReboot] {
+            vm.handover(mode).with_context(|| format!("{mode}"))?;
+            vm.becomes("suspended").with_context(|| format!("after {mode}"))?;
+            vm.stands_still()?;
+        }
+        vm.ask("system_wakeup")?;
+        woken(&vm, 1)?;
+    }
+    Ok(())
+}
+
+fn a_guest_is_woken_after_each_mode_and_sleeps_again() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host, Mode::Long, true)?;
+    for (times, mode) in (1..).zip([Handover::CprTransfer, Handover::CprExec, Handover::CprReboot]) {
+        sleep(&vm, 1)?;
+        vm.handover(mode).with_context(|| format!("{mode}"))?;
+        vm.becomes("suspended").with_context(|| format!("after {mode}"))?;
+        let mut monitor = vm.monitor()?;
+        vm.ask("system_wakeup")?;
+        monitor.wait_event("WAKEUP", SOON)?;
+        woken(&vm, times)?;
+    }
+    // Awake, it goes on with all modes as any other.
+    for mode in [Handover::CprTransfer, Handover::CprExec, Handover::CprReboot] {
+        vm.handover(mode).with_context(|| format!("{mode}, awake again"))?;
+        vm.becomes("running")?;
+        vm.goes_on()?;
+    }
+    Ok(())
+}
+
+fn a_handover_that_fails_leaves_a_guest_asleep() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let vm = boot(&host, Mode::Long, true)?;
+    sleep(&vm, 1)?;
+    vm.save("exec", &["--", "/bin/false"])?.must_be(1)?;
+    ensure!(vm.run_state()? == "suspended", "the guest is {}", vm.run_state()?);
+    vm.stands_still()?;
+    vm.ask("system_wakeup")?;
+    woken(&vm, 1).map(drop)
+}
+
+fn a_guest_that_falls_asleep_just_as_it_is_handed_over_sleeps_on() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host, Mode::Long, true)?;
+    for times in 1..=10 {
+        vm.ram.u32(layout::area(0) + layout::SLEEP).store(1, SeqCst);
+        vm.handover([Handover::CprTransfer, Handover::CprReboot][times as usize % 2])?;
+        vm.becomes("suspended")?;
+        vm.ask("system_wakeup")?;
+        woken(&vm, times)?;
+    }
+    Ok(())
 }

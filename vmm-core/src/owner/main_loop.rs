@@ -50,7 +50,7 @@ pub struct Owner {
     devices: Vec<SubscriberId>,
     options: Options,
     terminating: bool,
-    /// What would end the process, while a guest is just coming in.
+    /// What would end the process, and what the guest has done, while it is just coming in.
     postponed: Vec<Task>,
     ended: Option<Result<Ended, OwnerError>>,
 }
@@ -338,7 +338,13 @@ impl Owner {
     }
 
     fn machine_event(&mut self, event: MachineEvent) {
-        let Some(machine) = self.shared.guest() else { return };
+        let Some(machine) = self.shared.guest() else {
+            if matches!(*lock(&self.shared.guest), Guest::Awaited) {
+                // A guest that was just claimed runs already.
+                self.postponed.push(Task::Machine(event));
+            }
+            return;
+        };
         match event {
             MachineEvent::PowerOff => {
                 machine.end(RunState::Shutdown);
