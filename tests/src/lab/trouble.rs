@@ -66,7 +66,8 @@ impl Trouble {
             Self::Memlock => memlock(owner),
             Self::Mediated => mediated(owner),
             Self::Assigned => {
-                let words = ["\"vfio-", "an assigned device ends with its last process"];
+                let words =
+                    ["\"vfio-", "an assigned device ends with its last process", "cpr-save reboot --suspend"];
                 refused(owner, Mode::Reboot, &words).map(|()| Duration::ZERO)
             }
         }
@@ -107,7 +108,7 @@ fn refused(owner: &mut Owner, mode: Mode, words: &[&str]) -> Result<()> {
 
 /// Found before anything is touched, in each mode.
 fn mediated(owner: &mut Owner) -> Result<Duration> {
-    for mode in [Mode::Transfer, Mode::Exec, Mode::Reboot] {
+    for mode in [Mode::Transfer, Mode::Exec] {
         refused(owner, mode, &["\"vfio-type1\"", "VFIO_UPDATE_VADDR", "mediated device", "iommufd=on"])?;
     }
     Ok(Duration::ZERO)

@@ -171,7 +171,13 @@ pub trait Device: Send + Sync {
     /// The guest lives on elsewhere: dropping this leaves socket files and terminals as they are.
     fn hand_over(&self) {}
 
-    /// What stands in the way of a handover in this mode.
+    /// What stands in the way of a reboot of a guest that is awake: its drivers do not expect to find the device as after a reset.
+    /// Asleep they do.
+    fn blocker_awake(&self) -> Option<Blocker> {
+        None
+    }
+
+    /// What else stands in the way of a handover in this mode.
     fn blockers(&self, _mode: Mode) -> Vec<Blocker> {
         Vec::new()
     }

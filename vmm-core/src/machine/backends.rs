@@ -130,8 +130,8 @@ impl Source<'_> {
             DeviceConfig::VfioPci(config) => {
                 let assigned = match self {
                     Self::Kept(fds) => spaces.adopt(id, fds)?,
-                    Self::Restarted(_) => spaces.open_again(id, config)?,
-                    Self::New | Self::Reopened(_) => spaces.open(id, config)?,
+                    Self::Restarted(_) | Self::Reopened(_) => spaces.open_again(id, config)?,
+                    Self::New => spaces.open(id, config)?,
                 };
                 return Ok((slot, Backend::Vfio(assigned)));
             }

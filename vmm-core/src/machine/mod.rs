@@ -348,9 +348,16 @@ impl Machine {
         let ram = self.blocks.iter().filter_map(|block| block.survives(mode, fate));
         let devices = self.devices.all().flat_map(|device| device.blockers(mode));
         let state = self.run_state();
+        let asleep = state == RunState::Suspended || self.is_asleep();
+        let awake = self.blockers_awake().filter(|_| mode == Mode::CprReboot && !asleep);
         let step = (!state.can_be_handed_over())
             .then(|| Blocker::new("run state", format!("the guest is {state}; it cannot be handed over")));
-        step.into_iter().chain(ram).chain(devices).collect()
+        step.into_iter().chain(ram).chain(awake).chain(devices).collect()
+    }
+
+    /// What stands in the way of a reboot unless the guest sleeps.
+    fn blockers_awake(&self) -> impl Iterator<Item = Blocker> {
+        self.devices.all().filter_map(Device::blocker_awake)
     }
 
     /// The descriptors that stay open over a handover in this mode, duplicated.

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::run_state::RunState;
 use super::state::RunStateRecord;
 use super::{Machine, MachineError};
+use crate::cpr::blockers::Blocker;
 use crate::cpr::format::StateWriter;
 use crate::cpr::ownership::{Claim, Ownership, OwnershipError};
 use crate::cpr::report::{Phase, Stopwatch, monotonic_ns};
@@ -65,6 +66,11 @@ impl Stopped<'_> {
     /// Whether the guest ran before the stop.
     pub fn was_running(&self) -> bool {
         self.was == RunState::Running
+    }
+
+    /// What stands in the way of a reboot of the guest as it was when it was stopped, whatever it was when that was asked before.
+    pub fn blocker_awake(&self) -> Option<Blocker> {
+        if self.was == RunState::Suspended { None } else { self.machine.blockers_awake().next() }
     }
 
     /// `CLOCK_MONOTONIC` when the last vCPU had left the guest, in ns.

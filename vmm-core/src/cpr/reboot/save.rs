@@ -39,6 +39,9 @@ pub fn save(
     }
 
     let mut stopped = machine.quiesce(Instant::now() + limits.downtime, &mut watch).in_phase(Phase::Stop)?;
+    if let Some(blocker) = stopped.blocker_awake() {
+        return Err(HandoverError::new(Phase::Stop, format!("the guest woke up meanwhile: {blocker}")));
+    }
     stopped.save(&mut writer, &mut watch).in_phase(Phase::Save)?;
     let (mut at, mut ram_copied) = (0, 0);
     if let Some(written) = medium.copy_ram(block, &cancelled)? {

@@ -36,8 +36,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl VfioPci {
-    /// A function for a device: as it is after a reset, or as it is if it was handed over. Then its eventfds are in `kept`, and
-    /// what the guest did with it comes by [`Device::load`].
+    /// A function for a device: as it is after a reset, or as it is if it was handed over. Then its eventfds are in `kept`. What the guest
+    /// did with it, and with its registers where a guest that sleeps finds it reset, comes by [`Device::load`].
     pub fn new(
         slot: u8,
         assigned: Assigned,
@@ -189,6 +189,10 @@ impl Device for VfioPci {
             let MsixState { table, pending } = msix.state();
             out.put(slot, &MsixState { table, pending: vec![false; pending.len()] })?;
         }
+        // A device that is opened afresh sends none.
+        if out.mode() == Mode::CprReboot {
+            return Ok(());
+        }
         Ok(out.put(slot, &self.interrupts.state())?)
     }
 
@@ -200,8 +204,10 @@ impl Device for VfioPci {
             Some(msix) => Some((msix, state.take::<MsixState>(slot)?)),
             None => None,
         };
-        let told: VfioState = state.take(slot)?;
-        self.interrupts.load(told).map_err(&impossible)?;
+        if self.assigned.adopted {
+            let told: VfioState = state.take(slot)?;
+            self.interrupts.load(told).map_err(&impossible)?;
+        }
         let mut registers = lock(&self.registers);
         registers.space.load(&space).map_err(&impossible)?;
         if let Some((msix, table)) = table {
@@ -209,6 +215,11 @@ impl Device for VfioPci {
             if let Some(capability) = &self.msix {
                 msix.follow(&registers.space, capability.at);
             }
+        }
+        if !self.assigned.adopted {
+            let told = self.handle().write_config(4, &registers.command().to_le_bytes());
+            told.map_err(DeviceError::io(self.id(), "writing its command register"))?;
+            self.interrupts.follow(self.handle(), &registers);
         }
         Ok(())
     }
@@ -226,9 +237,10 @@ impl Device for VfioPci {
         Some(self.notices.subscriber())
     }
 
-    fn blockers(&self, mode: Mode) -> Vec<Blocker> {
-        let why = "an assigned device ends with its last process: hand the guest over by transfer or exec, or take the device \
-                   away from it first";
-        (mode == Mode::CprReboot).then(|| Blocker::new(self.id(), why)).into_iter().collect()
+    fn blocker_awake(&self) -> Option<Blocker> {
+        let why = "an assigned device ends with its last process, and the guest is awake: suspend it, so that its drivers start the device \
+                   again (cpr-save reboot --suspend, or ACPI S3 by the guest itself), hand it over by transfer or exec, or take the \
+                   device away from it first";
+        Some(Blocker::new(self.id(), why))
     }
 }

@@ -17,7 +17,7 @@ use super::handle::Handle;
 use super::ioctls;
 use super::iommufd::Iommufd;
 use super::rom::Rom;
-use super::space::{Mappings, Space};
+use super::space::{Mapped, Mappings, Space};
 use super::type1::Type1;
 use crate::cpr::fds::{FdName, FdTable};
 use crate::devices::{DeviceError, given};
@@ -38,6 +38,8 @@ pub struct Assigned {
 pub struct Opener {
     type1: Option<Arc<Type1>>,
     iommufd: Option<Arc<Iommufd>>,
+    /// Its devices were handed over.
+    adopted: bool,
     /// Groups that are open, by number.
     groups: BTreeMap<String, OwnedFd>,
 }
@@ -102,6 +104,7 @@ impl Opener {
             return Err(DeviceError::unfit(id)(("a device without mappings".into(), expected.into())));
         }
         let rom = Rom::adopt(id, fds)?;
+        self.adopted = true;
         Ok(Assigned { handle: Handle::new(id, file)?, group, rom, adopted: true })
     }
 
@@ -214,15 +217,20 @@ impl Opener {
         Ok(group)
     }
 
-    /// The mappings of `memory` that the devices opened need: made now, or another process's still.
+    /// The mappings of `memory` that the devices need: made now, or when the guest is loaded, or another process's still.
     pub fn mappings(
         self,
         memory: &Arc<GuestMemoryMmap>,
         loading: bool,
     ) -> Result<Vec<Mappings>, DeviceError> {
         let type1 = self.type1.map(|space| space as Arc<dyn Space>);
+        let mapped = match (self.adopted, loading) {
+            (true, _) => Mapped::Elsewhere,
+            (false, true) => Mapped::OnLoad,
+            (false, false) => Mapped::Now,
+        };
         let spaces = type1.into_iter().chain(self.iommufd.map(|space| space as Arc<dyn Space>));
-        spaces.map(|space| Mappings::new(space, Arc::clone(memory), loading)).collect()
+        spaces.map(|space| Mappings::new(space, Arc::clone(memory), mapped)).collect()
     }
 }
 

@@ -41,21 +41,37 @@ pub struct Mappings {
     memory: Arc<GuestMemoryMmap>,
     /// They may be another process's.
     away: AtomicBool,
+    /// They are still to be made, when all of the RAM is there.
+    due: AtomicBool,
+}
+
+/// Where mappings come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mapped {
+    /// They are made at once.
+    Now,
+    /// They are made when the guest is loaded: until then its RAM may be taken out of its file, and put there again.
+    OnLoad,
+    /// Another process has made them.
+    Elsewhere,
 }
 
 impl Mappings {
-    /// Those of a guest that is booted, made now; or those of one that comes from elsewhere.
+    /// Those of a guest that is booted, or loaded with devices that are opened afresh; or those of one that comes with its devices.
     pub(super) fn new(
         space: Arc<dyn Space>,
         memory: Arc<GuestMemoryMmap>,
-        loading: bool,
+        mapped: Mapped,
     ) -> Result<Self, DeviceError> {
         let ram: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-        limits::may_pin(space.id(), ram.saturating_mul(if loading { space.counts_at_change() } else { 1 }))?;
-        if !loading {
+        let elsewhere = mapped == Mapped::Elsewhere;
+        let counts = if elsewhere { space.counts_at_change() } else { 1 };
+        limits::may_pin(space.id(), ram.saturating_mul(counts))?;
+        if mapped == Mapped::Now {
             space.map(&memory)?;
         }
-        Ok(Self { space, memory, away: AtomicBool::new(loading) })
+        let due = AtomicBool::new(mapped == Mapped::OnLoad);
+        Ok(Self { space, memory, away: AtomicBool::new(elsewhere), due })
     }
 
     fn take(&self) -> Result<(), DeviceError> {
@@ -90,14 +106,17 @@ impl Device for Mappings {
 
     /// Before the claim: what cannot be taken over is a reason to refuse the guest.
     fn load(&self, _state: &mut StateReader) -> Result<(), DeviceError> {
-        self.take()
+        if self.due.swap(false, SeqCst) { self.space.map(&self.memory) } else { self.take() }
     }
 
     fn descriptors(&self, mode: Mode, fds: &mut FdTable) -> Result<(), DeviceError> {
         if mode == Mode::CprReboot { Ok(()) } else { self.space.register(fds) }
     }
 
-    fn blockers(&self, _mode: Mode) -> Vec<Blocker> {
+    fn blockers(&self, mode: Mode) -> Vec<Blocker> {
+        if mode == Mode::CprReboot {
+            return Vec::new();
+        }
         self.space.blocker().map(|why| Blocker::new(self.id(), why)).into_iter().collect()
     }
 }
