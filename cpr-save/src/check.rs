@@ -52,6 +52,9 @@ fn find(guest: &mut Guest, plan: &Plan) -> Result<Vec<Blocker>, ClientError> {
         if plan.kexec {
             arguments["kexec"] = json!(true);
         }
+        if plan.suspend.is_some() {
+            arguments["suspend"] = json!(true);
+        }
         let answer = guest.execute("x-cpr-check", &arguments)?;
         blockers = Vec::<Blocker>::deserialize(&answer["blockers"])
             .map_err(|error| ClientError::Protocol(format!("x-cpr-check: {error}")))?;
@@ -79,6 +82,10 @@ fn without_cpr_commands(plan: &Plan) -> Option<Blocker> {
         Mode::CprExec if plan.exec_command.is_empty() || plan.channels.main.is_none() => Some(Blocker::new(
             "qemu",
             "it needs a file for the state and the whole command: give --to file:PATH and -- COMMAND …",
+        )),
+        _ if plan.suspend.is_some() => Some(Blocker::new(
+            "qemu",
+            "it does not say where its guest's agent is: suspend the guest first, and leave out --suspend",
         )),
         _ if plan.kexec => Some(Blocker::new(
             "qemu",

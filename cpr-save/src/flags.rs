@@ -53,6 +53,8 @@ pub struct Plan {
     pub copy_ram: bool,
     /// Whether what would not outlive a kexec is refused.
     pub kexec: bool,
+    /// Whether the guest is suspended before, and how long it may take to sleep.
+    pub suspend: Option<Duration>,
     /// The bound on the stopped part, in milliseconds; `None`: the VMM's own.
     pub downtime_limit: Option<u64>,
     /// The bound on everything before the stop.
@@ -84,6 +86,7 @@ Examples:
   cpr-save reboot web --to file:/var/lib/cpr/web.state
   cpr-save reboot --all --to dir:/var/lib/cpr
   cpr-save reboot --all --to luo:
+  cpr-save reboot web --suspend --to luo:
   cpr-save check web --mode reboot --to file:/var/lib/cpr/web.state
   cpr-save status web --json
   cpr-save stop web
@@ -153,6 +156,10 @@ enum Verb {
         /// The host will go into another kernel: refuse RAM, and a file, that would end with this one
         #[arg(long)]
         kexec: bool,
+        /// Have the guest's agent suspend it before, and wake it where it is loaded; it may take so many seconds to sleep [default: 30].
+        /// A guest with assigned devices needs this, unless it sleeps
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "30", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        suspend: Option<u64>,
         #[command(flatten)]
         bounds: Bounds,
         /// Leave the source running, without the guest
@@ -176,6 +183,9 @@ enum Verb {
         /// Whether the host would go into another kernel meanwhile
         #[arg(long)]
         kexec: bool,
+        /// Whether the guest would be suspended before
+        #[arg(long)]
+        suspend: bool,
         /// What exec mode would execute
         #[arg(last = true, value_name = "COMMAND")]
         command: Vec<String>,
@@ -254,10 +264,20 @@ impl Verb {
                 let plan = Plan { exec_command: command, ..Plan::new(Mode::CprExec, channels, &bounds) };
                 (vm, Action::Handover(plan))
             }
-            Self::Reboot { which: Which { vm, except, .. }, to, jobs, copy_ram, kexec, bounds, keep } => {
+            Self::Reboot {
+                which: Which { vm, except, .. },
+                to,
+                jobs,
+                copy_ram,
+                kexec,
+                suspend,
+                bounds,
+                keep,
+            } => {
                 let plan = Plan {
                     copy_ram,
                     kexec,
+                    suspend: suspend.map(Duration::from_secs),
                     keep,
                     ..Plan::new(Mode::CprReboot, Channels::default(), &bounds)
                 };
@@ -279,10 +299,22 @@ impl Verb {
                     (Some(_), _) => return Err(usage("--to: expected file:PATH, auto:PATH or luo:")),
                 }
             }
-            Self::Check { which: Which { vm, except, .. }, mode, to, copy_ram, kexec, command } => {
+            Self::Check {
+                which: Which { vm, except, .. },
+                mode,
+                to,
+                copy_ram,
+                kexec,
+                suspend,
+                command,
+            } => {
+                if suspend && mode != Mode::CprReboot {
+                    return Err(usage("--suspend: a guest is suspended for a reboot only"));
+                }
                 let bounds = Bounds { downtime_limit: None, timeout: 30 };
                 let plan = Plan::new(mode, Channels::default(), &bounds);
-                let plan = Plan { exec_command: command, copy_ram, kexec, ..plan };
+                let suspend = suspend.then_some(Duration::from_secs(30));
+                let plan = Plan { exec_command: command, copy_ram, kexec, suspend, ..plan };
                 match (vm, to) {
                     (Some(vm), Some(Place::Each(shelf @ Shelf::Best(_)))) if mode == Mode::CprReboot => {
                         (Vm { vm }, Action::CheckBest(plan, shelf))
@@ -331,6 +363,7 @@ impl Plan {
             exec_command: Vec::new(),
             copy_ram: false,
             kexec: false,
+            suspend: None,
             downtime_limit: bounds.downtime_limit,
             timeout: Duration::from_secs(bounds.timeout),
             keep: false,
@@ -481,6 +514,9 @@ mod tests {
             "reboot --all --to dir:/a --jobs 0",
             "check --all --mode exec --to dir:/a",
             "check --all --mode reboot",
+            "check web --mode exec --suspend",
+            "reboot web --suspend 5 --to file:/a",
+            "reboot web --suspend=0 --to file:/a",
             "check web --mode reboot --to dir:/a",
             "exec web /bin/x",
             "check web",
@@ -493,6 +529,15 @@ mod tests {
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_guest_may_take_thirty_seconds_to_sleep_unless_more_or_less_is_said() {
+        let suspend = |line: &str| plan(line).suspend.map(|within| within.as_secs());
+        assert_eq!(suspend("reboot web --to file:/a"), None);
+        assert_eq!(suspend("reboot web --suspend --to file:/a"), Some(30));
+        assert_eq!(suspend("reboot web --suspend=5 --to file:/a"), Some(5));
+        assert!(suspend("check web --mode reboot --suspend").is_some());
     }
 
     #[test]

@@ -1,14 +1,21 @@
 //! Guests that sleep (ACPI S3): they are woken where they want to be, with their RAM.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use cpr_tests::guests::{Guest, Mode, Work, layout};
 use cpr_tests::harness::host::Host;
+use cpr_tests::harness::ram::Ram;
 use cpr_tests::harness::runner::Tier;
 use cpr_tests::harness::vm::{Spec, Vm};
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 use vmm_core::cpr::Mode as Handover;
 use vmm_core::monitor::client::Client;
 
@@ -22,12 +29,19 @@ cpr_tests::tests!(
     a_guest_is_woken_after_each_mode_and_sleeps_again,
     a_handover_that_fails_leaves_a_guest_asleep,
     a_guest_that_falls_asleep_just_as_it_is_handed_over_sleeps_on,
+    a_guest_that_is_suspended_to_be_saved_is_woken_where_it_is_loaded,
+    a_guest_that_slept_when_it_was_to_be_suspended_sleeps_on_where_it_is_loaded,
+    a_guest_that_does_not_suspend_in_time_goes_on_and_the_message_says_why_and_what_would_do,
+    a_guest_without_an_agents_port_or_paused_is_refused_and_not_touched,
+    a_guest_that_is_suspended_and_then_not_saved_is_woken,
 );
 
 /// Where a guest's RAM has what nobody but the test wrote.
 const MARK: u64 = 0x100_0000;
 /// For an event that is due.
 const SOON: Duration = Duration::from_secs(10);
+/// A directory of a host's that may be removed.
+const GONE: &str = "gone";
 /// `WAK_STS` and `PWRBTN_STS` of PM1.
 const WOKEN: u32 = 1 << 15;
 const POWER_BUTTON: u32 = 1 << 8;
@@ -52,7 +66,7 @@ fn woken(vm: &Vm, times: u64) -> anyhow::Result<u32> {
     vm.becomes("running")?;
     let deadline = Instant::now() + SOON;
     while vm.ram.ticks(0) < times && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
     }
     vm.goes_on()?;
     ensure!(vm.ram.ticks(0) == times, "woken {} times, and not {times}", vm.ram.ticks(0));
@@ -182,4 +196,143 @@ fn a_guest_that_falls_asleep_just_as_it_is_handed_over_sleeps_on() -> anyhow::Re
         woken(&vm, times)?;
     }
     Ok(())
+}
+
+/// What a stand-in for a guest's agent does when it is to suspend the guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Agent {
+    Suspends,
+    /// And removes the directory that it was to be saved to.
+    SuspendsAndBreaks,
+    Refuses,
+    DoesNothing,
+}
+
+/// A guest with an agent's port, at which the test answers in its place: a bare-metal guest has no agent.
+fn boot_with(host: &Host, agent: Agent) -> anyhow::Result<(Vm<'_>, PathBuf)> {
+    let port = host.fresh("agent");
+    let devices = vec![format!("virtio-serial-pci,port.org.qemu.guest_agent.0=unix:{}", port.display())];
+    let spec = Spec { kernel: true, devices, ..Spec::new(Guest::new(Work::Sleep, Mode::Long), 2) };
+    let vm = Vm::boot(host, spec)?;
+    vm.ram.u64(MARK).store(u64::MAX / 3, SeqCst);
+    stand_in(host, &vm, &port, agent)?;
+    Ok((vm, port))
+}
+
+/// Takes the place of the port's socket.
+fn stand_in(host: &Host, vm: &Vm, port: &Path, agent: Agent) -> anyhow::Result<()> {
+    std::fs::remove_file(port)?;
+    let (listener, ram, gone) = (UnixListener::bind(port)?, Arc::clone(&vm.ram), host.path().join(GONE));
+    thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            // Whoever asked may be gone before it is answered.
+            let _ = answer(stream, agent, &ram, &gone);
+        }
+    });
+    Ok(())
+}
+
+/// Saves it suspended, and loads it, which makes its socket anew.
+fn through_a_file(host: &Host, vm: &mut Vm, port: &Path, how: &[&str]) -> anyhow::Result<()> {
+    let file = format!("file:{}", host.fresh("state").display());
+    vm.save("reboot", &["--suspend", "--to", &file])?.must_be(0)?;
+    vm.ended()?;
+    std::fs::remove_file(port)?;
+    vm.process = host.load([&["resume", "--from", &file], how].concat())?;
+    Ok(())
+}
+
+fn answer(mut stream: UnixStream, agent: Agent, ram: &Ram, gone: &Path) -> anyhow::Result<()> {
+    for line in BufReader::new(stream.try_clone()?).split(b'\n') {
+        let line = line?;
+        let start = line.iter().position(|byte| *byte != 0xff).unwrap_or(0);
+        let asked: Value = serde_json::from_slice(&line[start..])?;
+        match (asked["execute"].as_str(), agent) {
+            (Some("guest-sync-delimited"), _) => {
+                stream.write_all(&[0xff])?;
+                writeln!(stream, "{}", json!({"return": asked["arguments"]["id"]}))?;
+            }
+            (Some("guest-suspend-ram"), Agent::Suspends | Agent::SuspendsAndBreaks) => {
+                if agent == Agent::SuspendsAndBreaks {
+                    std::fs::remove_dir(gone)?;
+                }
+                ram.u32(layout::area(0) + layout::SLEEP).store(1, SeqCst);
+            }
+            (Some("guest-suspend-ram"), Agent::Refuses) => {
+                writeln!(
+                    stream,
+                    "{}",
+                    json!({"error": {"class": "GenericError", "desc": "it may not sleep"}})
+                )?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn a_guest_that_is_suspended_to_be_saved_is_woken_where_it_is_loaded() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let (mut vm, port) = boot_with(&host, Agent::Suspends)?;
+    vm.save("check", &["--mode", "reboot", "--suspend"])?.must_be(0)?;
+    through_a_file(&host, &mut vm, &port, &[])?;
+    woken(&vm, 1)?;
+    // Saved once more, it is left asleep where that is asked for.
+    stand_in(&host, &vm, &port, Agent::Suspends)?;
+    through_a_file(&host, &mut vm, &port, &["--paused"])?;
+    vm.becomes("suspended")?;
+    vm.stands_still()?;
+    vm.ask("system_wakeup")?;
+    woken(&vm, 2).map(drop)
+}
+
+fn a_guest_that_slept_when_it_was_to_be_suspended_sleeps_on_where_it_is_loaded() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let (mut vm, port) = boot_with(&host, Agent::DoesNothing)?;
+    sleep(&vm, 1)?;
+    through_a_file(&host, &mut vm, &port, &[])?;
+    vm.becomes("suspended")?;
+    vm.stands_still()
+}
+
+fn a_guest_that_does_not_suspend_in_time_goes_on_and_the_message_says_why_and_what_would_do()
+-> anyhow::Result<()> {
+    let host = Host::new()?;
+    for (agent, words) in [
+        (Agent::DoesNothing, ["did not suspend within 1 s", "--suspend=SECONDS"]),
+        (Agent::Refuses, ["will not suspend it", "it may not sleep"]),
+    ] {
+        let (vm, _) = boot_with(&host, agent)?;
+        let file = host.fresh("state");
+        let outcome = vm.save("reboot", &["--suspend=1", "--to", &format!("file:{}", file.display())])?;
+        let outcome = outcome.must_say(1, words[0])?;
+        outcome.must_say(1, words[1])?;
+        ensure!(vm.run_state()? == "running" && !file.exists(), "the guest is {}", vm.run_state()?);
+        vm.goes_on()?;
+    }
+    Ok(())
+}
+
+fn a_guest_without_an_agents_port_or_paused_is_refused_and_not_touched() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let file = format!("file:{}", host.fresh("state").display());
+    let vm = boot(&host, Mode::Long, true)?;
+    let words = "no port org.qemu.guest_agent.0";
+    vm.save("reboot", &["--suspend", "--to", &file])?
+        .must_say(3, words)?
+        .must_say(3, "--device virtio-serial-pci")?;
+    vm.goes_on()?;
+    vm.ask("stop")?;
+    vm.save("reboot", &["--suspend", "--to", &file])?.must_say(3, "is paused, and cannot suspend")?;
+    Ok(())
+}
+
+fn a_guest_that_is_suspended_and_then_not_saved_is_woken() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let gone = host.path().join(GONE);
+    std::fs::create_dir(&gone)?;
+    let (vm, _) = boot_with(&host, Agent::SuspendsAndBreaks)?;
+    let to = format!("file:{}", gone.join("state").display());
+    vm.save("reboot", &["--suspend", "--to", &to])?.must_say(1, "No such file or directory")?;
+    woken(&vm, 1).map(drop)
 }

@@ -4,11 +4,15 @@
 //! 2. Whatever happens on the way, the end says where the guest is; when that cannot be found out, it says so.
 //! 3. The source is told to quit only once it has said that the guest is gone.
 //!
-//! `follow` watches it, `locate` finds the guest when the connection is lost, `report` says what it came to.
+//! 4. A guest that is suspended for it is woken where it goes, or here, if it does not go.
+//!
+//! `suspend` asks its `agent` for that, `follow` watches the handover, `locate` finds the guest when the connection is lost, `report` says what it came to.
 
+mod agent;
 mod follow;
 mod locate;
 mod report;
+mod suspend;
 
 use std::path::Path;
 
@@ -39,10 +43,27 @@ pub fn run(vm: &Path, plan: &Plan, progress: &Progress) -> Result<(), Failure> {
 pub fn hand_over(vm: &Path, plan: &Plan, signals: &Signals, progress: &Progress) -> Result<Report, Failure> {
     let mut guest = Guest::connect(vm)?;
     check::refuse(&mut guest, plan)?;
+    let suspended = match plan.suspend {
+        Some(within) => suspend::suspend(&mut guest, within, signals, progress)?,
+        None => false,
+    };
+    let done = give_away(vm, guest, plan, suspended, signals, progress);
+    if suspended { done.map_err(|failure| suspend::undo(vm, failure)) } else { done }
+}
+
+/// Hands a guest over that nothing stands in the way of; one that was suspended for it is woken where it goes.
+fn give_away(
+    vm: &Path,
+    mut guest: Guest,
+    plan: &Plan,
+    suspended: bool,
+    signals: &Signals,
+    progress: &Progress,
+) -> Result<Report, Failure> {
     let threads = guest.threads().map_err(Failure::refused)?;
     prepare(&mut guest, plan).map_err(Failure::refused)?;
     progress.step("handing over", &json!({"event": "started", "mode": plan.mode}));
-    if let Err(error) = start(&mut guest, plan) {
+    if let Err(error) = start(&mut guest, plan, suspended) {
         return Err(match error.command_error() {
             Some(_) => Failure::refused(error),
             None => locate::after_loss(vm, plan.mode, guest.has_cpr_commands, &threads, error.into())
@@ -96,8 +117,11 @@ fn prepare(guest: &mut Guest, plan: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start(guest: &mut Guest, plan: &Plan) -> Result<(), ClientError> {
+fn start(guest: &mut Guest, plan: &Plan, wake: bool) -> Result<(), ClientError> {
     let mut arguments = json!({});
+    if wake {
+        arguments["x-cpr-wake"] = json!(true);
+    }
     if plan.channels != Channels::default() {
         arguments["channels"] = plan.channels.to_json();
     }

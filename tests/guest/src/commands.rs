@@ -25,8 +25,14 @@ pub fn serve(watch: &Watch) -> Result<(), Box<dyn std::error::Error>> {
             let command = String::from_utf8_lossy(&line).into_owned();
             line.clear();
             watch.console.reply(&answer(watch, &command));
-            if command == "POWEROFF" {
-                power::off();
+            match command.as_str() {
+                "POWEROFF" => power::off(),
+                "SLEEP" => {
+                    if let Err(error) = power::sleep() {
+                        watch.console.reply(&format!("ERROR sleeping: {error}"));
+                    }
+                }
+                _ => {}
             }
         }
     }
@@ -49,6 +55,7 @@ fn answer(watch: &Watch, command: &str) -> String {
             "FINISHED".to_owned()
         }
         ("PING", rest) => format!("PONG {rest}"),
+        ("SLEEP", _) => "SLEEP".to_owned(),
         ("POWEROFF", _) => "POWEROFF".to_owned(),
         _ => format!("ERROR unknown command {command:?}"),
     }

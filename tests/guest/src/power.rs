@@ -1,4 +1,4 @@
-//! Power off: on command, or by the power button.
+//! Power off: on command, or by the power button. Sleep: on command.
 //!
 //! Whoever is init does it; a service asks init.
 
@@ -37,6 +37,11 @@ pub fn off() -> ! {
     loop {
         thread::park();
     }
+}
+
+/// Sleeps (ACPI S3); comes back when the guest was woken (the kernel's Documentation/power/interface.rst).
+pub fn sleep() -> std::io::Result<()> {
+    fs::write("/sys/power/state", "mem")
 }
 
 /// As any init does. Linux 6.1.192 breaks virtio devices when it goes down, and its driver looks for ever for what a broken one

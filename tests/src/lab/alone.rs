@@ -101,6 +101,14 @@ impl Machine for Alone {
         bail!("a pause needs a host in the scenario")
     }
 
+    fn sleeps(&mut self) -> Result<()> {
+        bail!("sleep needs a host in the scenario")
+    }
+
+    fn wake(&mut self) -> Result<()> {
+        bail!("sleep needs a host in the scenario")
+    }
+
     fn is_paused(&self) -> Result<bool> {
         Ok(false)
     }

@@ -438,6 +438,16 @@ impl Machine for Owner {
         save(&["cont", self.name]).map(drop)
     }
 
+    fn sleeps(&mut self) -> Result<()> {
+        let asleep = || Ok((status(self.name)?["run-state"] == "suspended").then_some(()));
+        until("the guest to sleep", asleep)
+    }
+
+    fn wake(&mut self) -> Result<()> {
+        self.monitor()?.execute("system_wakeup", &json!({}))?;
+        Ok(())
+    }
+
     fn is_paused(&self) -> Result<bool> {
         Ok(status(self.name)?["run-state"] == "paused")
     }

@@ -105,6 +105,10 @@ pub trait Machine {
     fn stop(&mut self) -> Result<()>;
     /// Lets a paused guest go on.
     fn cont(&mut self) -> Result<()>;
+    /// Waits until the guest sleeps.
+    fn sleeps(&mut self) -> Result<()>;
+    /// Wakes a guest that sleeps.
+    fn wake(&mut self) -> Result<()>;
     /// Whether the machine says that its guest is paused.
     fn is_paused(&self) -> Result<bool>;
     /// Waits for the machine to end in order; fails if it ends otherwise.
@@ -303,6 +307,12 @@ impl Run<'_> {
                 paused = since.elapsed();
                 Some(handed_over)
             }
+            Step::Sleep(time) => {
+                let since = Instant::now();
+                self.sleep(time)?;
+                paused = since.elapsed();
+                None
+            }
             Step::Balloon(mib) => {
                 self.machine.balloon(mib << 20)?;
                 None
@@ -407,6 +417,23 @@ impl Run<'_> {
         }
         self.machine.cont()?;
         Ok(done)
+    }
+
+    fn sleep(&mut self, time: Duration) -> Result<()> {
+        // What is on its way to a driver that stops is lost.
+        self.console.finish_pinging()?;
+        self.console.command("SLEEP")?;
+        self.machine.sleeps()?;
+        thread::sleep(time);
+        let lines = self.console.stats().lines;
+        thread::sleep(SETTLE);
+        if self.console.stats().lines != lines {
+            bail!("the guest sleeps and runs");
+        }
+        self.machine.wake()?;
+        self.console.start_pinging();
+        thread::sleep(SETTLE);
+        Ok(())
     }
 
     /// How often a client of one of the guest's consoles lost its connection.

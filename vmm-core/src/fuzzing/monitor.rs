@@ -1,5 +1,7 @@
 //! What a client of the monitor is answered.
 
+use std::path::PathBuf;
+
 use crate::config::Uuid;
 use crate::cpr::blockers::Blocker;
 use crate::monitor::{
@@ -65,7 +67,7 @@ impl Control for Obedient {
     fn migrate_set_capabilities(&self, _capabilities: MigrateCapabilities) -> Done {
         Ok(())
     }
-    fn migrate(&self, _destination: Destination) -> Done {
+    fn migrate(&self, _destination: Destination, _wake: bool) -> Done {
         Ok(())
     }
     fn migrate_incoming(&self, _from: Incoming) -> Done {
@@ -76,6 +78,9 @@ impl Control for Obedient {
     }
     fn check(&self, _request: &CheckRequest) -> Result<Vec<Blocker>, CommandError> {
         Ok(vec![Blocker::new("pc.ram", "would not survive")])
+    }
+    fn agent(&self) -> Result<PathBuf, CommandError> {
+        Ok("/run/agent".into())
     }
     fn report(&self) -> Option<HandoverReport> {
         None

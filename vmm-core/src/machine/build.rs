@@ -194,6 +194,7 @@ pub(super) fn assemble(
         state: Mutex::new(state),
         ended,
         asleep,
+        wake_due: AtomicBool::new(false),
         claim: Mutex::default(),
     })
 }

@@ -87,6 +87,6 @@ impl Machine {
             machine.config.cpus,
         )?;
         machine.vcpus.boot(&entry)?;
-        Ok(Loaded { machine, run_state: RunState::Running })
+        Ok(Loaded { machine, run_state: RunState::Running, wake: false })
     }
 }

@@ -9,7 +9,7 @@ use super::build::{self, Parts};
 use super::entrance::Entrance;
 use super::events::EventSink;
 use super::run_state::RunState;
-use super::state::{MachineState, RunStateRecord};
+use super::state::{MachineState, RunStateRecord, WakeRecord};
 use super::{LoadError, Loaded, Machine};
 use crate::config::MachineConfig;
 use crate::cpr::fds::{FdError, FdName, FdTable};
@@ -136,6 +136,7 @@ impl Incoming {
         if !run_state.can_be_handed_over() {
             return Err(super::IllegalStep { from: RunState::Inmigrate, to: run_state }.into());
         }
+        let wake = state.take_optional::<WakeRecord>(0)?.is_some_and(|record| record.wake);
         let clock: ClockState = state.take(0)?;
         let chips: VmState = state.take(0)?;
         let vcpus = state
@@ -160,7 +161,7 @@ impl Incoming {
         machine.vcpus.after_clock(&vcpus)?;
         tracing::debug!("kvmclock is off by {off} ns");
         watch.lap("target: load clock");
-        let loaded = Loaded { machine, run_state };
+        let loaded = Loaded { machine, run_state, wake: wake && run_state == RunState::Suspended };
         Ok(if self.paused { loaded.paused() } else { loaded })
     }
 }

@@ -34,7 +34,7 @@ pub use self::cold::Waiting;
 pub use self::entrance::{Ending, Entrance};
 pub use self::incoming::{Incoming, Overrides};
 use self::run_state::{IllegalStep, RunState};
-use self::state::{MachineState, RunStateRecord};
+use self::state::{MachineState, RunStateRecord, WakeRecord};
 pub use self::stopped::Stopped;
 use crate::config::{ConfigError, MachineConfig};
 use crate::cpr::Mode;
@@ -172,6 +172,8 @@ pub struct Machine {
     ended: Arc<AtomicBool>,
     /// The guest has gone to sleep, and was not woken. Where the run state does not say so yet, its vCPUs still run.
     asleep: Arc<AtomicBool>,
+    /// It is to be woken by whoever serves it.
+    wake_due: AtomicBool,
     claim: Mutex<Option<Claim>>,
 }
 
@@ -188,6 +190,8 @@ pub struct Remains {
 pub struct Loaded {
     machine: Machine,
     run_state: RunState,
+    /// It sleeps because it was suspended to be saved.
+    wake: bool,
 }
 
 impl Loaded {
@@ -196,12 +200,13 @@ impl Loaded {
         self.run_state == RunState::Running
     }
 
-    /// Makes a guest that ran wait for `cont`.
+    /// Makes a guest that ran wait for `cont`, and leaves one asleep that was suspended to be saved.
     #[must_use]
     pub fn paused(mut self) -> Self {
         if self.run_state == RunState::Running {
             self.run_state = RunState::Paused;
         }
+        self.wake = false;
         self
     }
 
@@ -209,6 +214,7 @@ impl Loaded {
     /// device, and ends when the vCPUs are let go.
     pub fn enter(self, claim: Claim, watch: &mut Stopwatch) -> Machine {
         *self.machine.lock_claim() = Some(claim);
+        self.machine.wake_due.store(self.wake, Ordering::SeqCst);
         watch.lap("target: claim");
         for device in self.machine.devices.all() {
             device.resume();
@@ -343,12 +349,12 @@ impl Machine {
         Ok(self.ram_size().saturating_sub(balloon.actual()))
     }
 
-    /// What stands in the way of a handover in this mode.
-    pub fn blockers(&self, mode: Mode, fate: RamFate) -> Vec<Blocker> {
+    /// What stands in the way of a handover in this mode: of the guest as it is, or once it was suspended (`asleep`).
+    pub fn blockers(&self, mode: Mode, fate: RamFate, asleep: bool) -> Vec<Blocker> {
         let ram = self.blocks.iter().filter_map(|block| block.survives(mode, fate));
         let devices = self.devices.all().flat_map(|device| device.blockers(mode));
         let state = self.run_state();
-        let asleep = state == RunState::Suspended || self.is_asleep();
+        let asleep = asleep || state == RunState::Suspended || self.is_asleep();
         let awake = self.blockers_awake().filter(|_| mode == Mode::CprReboot && !asleep);
         let step = (!state.can_be_handed_over())
             .then(|| Blocker::new("run state", format!("the guest is {state}; it cannot be handed over")));
@@ -427,6 +433,7 @@ pub fn readable_versions() -> Versions {
     Versions::new()
         .with::<MachineState>()
         .with::<RunStateRecord>()
+        .with::<WakeRecord>()
         .with::<crate::memory::RamBlockState>()
         .with::<crate::vcpu::state::VcpuState>()
         .with::<crate::x86::irqchip::VmState>()

@@ -29,6 +29,11 @@ impl Machine {
         Ok(*state == RunState::Suspended)
     }
 
+    /// Whether it was suspended only to be saved, so that it is to be woken now. It is asked once.
+    pub fn is_to_be_woken(&self) -> bool {
+        self.wake_due.swap(false, SeqCst)
+    }
+
     /// Wakes a guest that sleeps. An error leaves it asleep.
     pub fn wake(&self) -> Result<(), MachineError> {
         let mut state = self.lock_state();

@@ -33,3 +33,16 @@ impl Section for RunStateRecord {
     const VERSION: u16 = 1;
     const OLDEST: u16 = 1;
 }
+
+/// There where a guest was suspended to be saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WakeRecord {
+    /// Whoever loads it wakes it.
+    pub wake: bool,
+}
+
+impl Section for WakeRecord {
+    const KIND: SectionKind = SectionKind::Wake;
+    const VERSION: u16 = 1;
+    const OLDEST: u16 = 1;
+}

@@ -8,7 +8,7 @@ use std::sync::MutexGuard;
 use std::time::Instant;
 
 use super::run_state::RunState;
-use super::state::RunStateRecord;
+use super::state::{RunStateRecord, WakeRecord};
 use super::{Machine, MachineError};
 use crate::cpr::blockers::Blocker;
 use crate::cpr::format::StateWriter;
@@ -66,6 +66,14 @@ impl Stopped<'_> {
     /// Whether the guest ran before the stop.
     pub fn was_running(&self) -> bool {
         self.was == RunState::Running
+    }
+
+    /// Writes that the guest, which was suspended for this, is to be woken; nothing, if it did not sleep after all.
+    pub fn save_wake(&self, out: &mut StateWriter) -> Result<(), MachineError> {
+        if self.was == RunState::Suspended {
+            out.put(0, &WakeRecord { wake: true })?;
+        }
+        Ok(())
     }
 
     /// What stands in the way of a reboot of the guest as it was when it was stopped, whatever it was when that was asked before.

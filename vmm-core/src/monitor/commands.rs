@@ -47,6 +47,7 @@ const COMMANDS: &[(&str, Command)] = &[
     ("system_powerdown", Act(|control| control.system_powerdown())),
     ("system_reset", Act(|control| control.system_reset())),
     ("system_wakeup", Act(|control| control.system_wakeup())),
+    ("x-cpr-agent", With(agent)),
     ("x-cpr-check", With(check)),
     ("x-cpr-report", Query(|control| json!(control.report()))),
 ];
@@ -231,13 +232,19 @@ fn migrate(control: &dyn Control, mut args: Args) -> Answer {
             "false: a handover is not resumed but started again",
         ));
     }
+    let wake = args.optional_bool("x-cpr-wake")?.unwrap_or(false);
     args.finish()?;
     let mode = control.migrate_parameters().mode.ok_or_else(|| {
         CommandError::generic(
             "mode 'normal' is not offered: set 'mode' to cpr-transfer, cpr-exec or cpr-reboot by migrate-set-parameters",
         )
     })?;
-    done(control.migrate(channels.destination(mode)?))
+    if wake && mode != Mode::CprReboot {
+        return Err(CommandError::generic(
+            "'x-cpr-wake' is for cpr-reboot: in the other modes nobody suspends the guest",
+        ));
+    }
+    done(control.migrate(channels.destination(mode)?, wake))
 }
 
 fn migrate_incoming(control: &dyn Control, mut args: Args) -> Answer {
@@ -261,15 +268,21 @@ fn query_balloon(control: &dyn Control, args: Args) -> Answer {
     Ok(json!({"actual": control.balloon_actual()?}))
 }
 
+fn agent(control: &dyn Control, args: Args) -> Answer {
+    args.finish()?;
+    Ok(json!({"socket": control.agent()?}))
+}
+
 fn check(control: &dyn Control, mut args: Args) -> Answer {
     let mode = required_mode(&args.string("mode")?)?;
     let channels = Channels::from_args(&mut args)?;
     let exec_command = args.optional_strings("cpr-exec-command")?;
     let fate = RamFate::of(args.optional_bool("copy-ram")?.unwrap_or(false));
     let kexec = args.optional_bool("kexec")?.unwrap_or(false);
+    let suspend = args.optional_bool("suspend")?.unwrap_or(false);
     args.finish()?;
     let destination = check_destination(mode, channels)?;
-    let request = CheckRequest { mode, destination, exec_command, fate, kexec };
+    let request = CheckRequest { mode, destination, exec_command, fate, kexec, suspend };
     Ok(json!({"blockers": control.check(&request)?}))
 }
 

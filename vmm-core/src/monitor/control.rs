@@ -1,5 +1,7 @@
 //! What the commands need from the machine.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::channels::{Channels, Destination, Incoming};
@@ -65,6 +67,8 @@ pub struct CheckRequest {
     pub fate: RamFate,
     /// Whether the host is to go into another kernel meanwhile.
     pub kexec: bool,
+    /// Whether the guest is suspended before, if it is not.
+    pub suspend: bool,
 }
 
 /// What the commands need from the machine.
@@ -113,14 +117,17 @@ pub trait Control: Send + Sync {
     fn migrate_capabilities(&self) -> MigrateCapabilities;
     /// Changes them.
     fn migrate_set_capabilities(&self, capabilities: MigrateCapabilities) -> Result<(), CommandError>;
-    /// Starts a handover, in the mode that `destination` is of. Refused with every blocker named.
-    fn migrate(&self, destination: Destination) -> Result<(), CommandError>;
+    /// Starts a handover, in the mode that `destination` is of. Refused with every blocker named. `wake`: a guest that sleeps is to
+    /// be woken by whoever loads it.
+    fn migrate(&self, destination: Destination, wake: bool) -> Result<(), CommandError>;
     /// Takes a guest in; only in a process that was started to wait for this.
     fn migrate_incoming(&self, from: Incoming) -> Result<(), CommandError>;
     /// Cancels a handover under way. Without one: nothing.
     fn migrate_cancel(&self) -> Result<(), CommandError>;
     /// What stands in the way of a handover; touches nothing.
     fn check(&self, request: &CheckRequest) -> Result<Vec<Blocker>, CommandError>;
+    /// The socket at which the guest's agent is asked.
+    fn agent(&self) -> Result<PathBuf, CommandError>;
     /// What the last handover came to; `None` before the first.
     fn report(&self) -> Option<HandoverReport>;
 }

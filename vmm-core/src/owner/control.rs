@@ -1,9 +1,10 @@
 //! The monitor's commands, carried out.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use super::{Guest, Shared, Task, lock};
+use super::{Guest, Shared, Task, agent, lock};
 use crate::config::Uuid;
 use crate::cpr::blockers::Blocker;
 use crate::machine::run_state::RunState;
@@ -100,7 +101,7 @@ impl Control for Shared {
         let mode = self.parameters().mode;
         if let (Some(guest), Some(mode)) = (self.guest(), mode) {
             info.blocked_reasons =
-                guest.blockers(mode, self.ram_fate()).iter().map(ToString::to_string).collect();
+                guest.blockers(mode, self.ram_fate(), false).iter().map(ToString::to_string).collect();
         }
         info
     }
@@ -123,8 +124,8 @@ impl Control for Shared {
         Ok(())
     }
 
-    fn migrate(&self, destination: Destination) -> Result<(), CommandError> {
-        self.start_handover(destination)
+    fn migrate(&self, destination: Destination, wake: bool) -> Result<(), CommandError> {
+        self.start_handover(destination, wake)
     }
 
     fn migrate_incoming(&self, from: Incoming) -> Result<(), CommandError> {
@@ -148,6 +149,10 @@ impl Control for Shared {
     fn check(&self, request: &CheckRequest) -> Result<Vec<Blocker>, CommandError> {
         let guest = self.needs_guest()?;
         Ok(self.blockers(&guest, request))
+    }
+
+    fn agent(&self) -> Result<PathBuf, CommandError> {
+        agent::socket(self.needs_guest()?.config()).map_err(CommandError::generic)
     }
 
     fn report(&self) -> Option<HandoverReport> {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::control::generic;
-use super::{Guest, Handover, Shared, Task, lock, release, told};
+use super::{Guest, Handover, Shared, Task, agent, lock, release, told};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::error::{HandoverError, InPhase};
@@ -27,6 +27,7 @@ use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::{Channel, was_cancelled};
 use crate::cpr::transfer::source::{self, Limits, Terms};
 use crate::machine::Machine;
+use crate::machine::run_state::RunState;
 use crate::memory::{RamBlock, RamFate};
 use crate::monitor::events::Event;
 use crate::monitor::{
@@ -75,10 +76,13 @@ impl Shared {
 
     /// What stands in the way, as far as it can be known without doing it.
     pub(super) fn blockers(&self, guest: &Machine, request: &CheckRequest) -> Vec<Blocker> {
-        let CheckRequest { mode, destination, exec_command, fate, kexec } = request;
+        let CheckRequest { mode, destination, exec_command, fate, kexec, suspend } = request;
         let destination = destination.clone().map(|to| to.of(&guest.config().name));
         let fate = destination.as_ref().and_then(Destination::fate).unwrap_or(*fate);
-        let mut blockers = guest.blockers(*mode, fate);
+        let mut blockers = guest.blockers(*mode, fate, *suspend);
+        if *suspend {
+            blockers.extend(unsuspendable(guest));
+        }
         match &destination {
             Some(Destination::Transfer { cpr, main }) => {
                 for path in [cpr, main] {
@@ -103,7 +107,7 @@ impl Shared {
     }
 
     /// Starts a handover, or refuses it.
-    pub(super) fn start_handover(&self, destination: Destination) -> Result<(), CommandError> {
+    pub(super) fn start_handover(&self, destination: Destination, wake: bool) -> Result<(), CommandError> {
         let guest = self.needs_guest()?;
         let mut handover = self.handover();
         if handover.cancel.is_some() {
@@ -117,6 +121,7 @@ impl Shared {
             exec_command: None,
             fate,
             kexec: false,
+            suspend: false,
         };
         let blockers = self.blockers(&guest, &request);
         if !blockers.is_empty() {
@@ -126,7 +131,7 @@ impl Shared {
         let cancel = OwnedFd::from(cancel);
         let watched = cancel.try_clone().map_err(generic)?;
         let me = self.me.upgrade().ok_or_else(|| CommandError::generic("this process is ending"))?;
-        let run = move || me.run(&guest, destination, fate, watched);
+        let run = move || me.run(&guest, destination, fate, wake, watched);
         std::thread::Builder::new().name("handover".into()).spawn(run).map_err(generic)?;
         let info = MigrationInfo { status: MigrationStatus::Setup, ..MigrationInfo::default() };
         *handover = Handover { info, report: None, cancel: Some(cancel) };
@@ -146,7 +151,14 @@ impl Shared {
         self.events.emit(Event::Migration(MigrationStatus::Cancelling));
     }
 
-    fn run(&self, guest: &Arc<Machine>, destination: Destination, fate: RamFate, cancel: OwnedFd) {
+    fn run(
+        &self,
+        guest: &Arc<Machine>,
+        destination: Destination,
+        fate: RamFate,
+        wake: bool,
+        cancel: OwnedFd,
+    ) {
         let watch = Stopwatch::start();
         let mode = destination.mode();
         let started = Instant::now();
@@ -157,7 +169,8 @@ impl Shared {
                 self.transfer(guest, &cpr, &main, limits, &cancel, &observer, watch)
             }
             Destination::Reboot(place) => {
-                reboot::save::save(guest, &place, fate, limits, &cancel, &observer, watch)
+                let order = reboot::save::Order { place, fate, wake };
+                reboot::save::save(guest, &order, limits, &cancel, &observer, watch)
             }
             Destination::Exec => match self.lead_away(guest, limits, cancel, &observer, watch) {
                 // The main thread goes on with it.
@@ -357,6 +370,18 @@ fn ends_with_the_kernel(guest: &Machine, mode: Mode, fate: RamFate) -> Option<Bl
         return Some(Blocker::new("mode", why));
     }
     guest.ram_block().filter(|_| fate == RamFate::Stays).and_then(RamBlock::outlives_kexec)
+}
+
+/// What stands in the way of suspending a guest, which sleeps after that.
+fn unsuspendable(guest: &Machine) -> Option<Blocker> {
+    match guest.run_state() {
+        RunState::Suspended => None,
+        RunState::Paused => Some(Blocker::new(
+            "run state",
+            "the guest is paused, and cannot suspend: let it go on first (cont)",
+        )),
+        _ => agent::socket(guest.config()).err().map(|why| Blocker::new("agent", why)),
+    }
 }
 
 fn unreachable(path: &Path) -> Option<Blocker> {

@@ -209,6 +209,10 @@ impl Owner {
         if state == RunState::Running {
             self.shared.events.emit(Event::Resume);
         }
+        let Some(machine) = self.shared.guest().filter(|machine| machine.is_to_be_woken()) else { return };
+        if let Err(error) = self.shared.wake(&machine) {
+            tracing::error!("waking guest '{name}', which was suspended to be saved: {error}");
+        }
     }
 
     fn run(mut self) -> Result<Ended, OwnerError> {

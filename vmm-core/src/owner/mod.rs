@@ -4,6 +4,7 @@
 //! 2. A handover runs on a thread of its own, so that the monitor answers and can cancel meanwhile (`handover`).
 //! 3. Whoever gave the guest away keeps nothing of it: RAM, descriptors and VM are let go of, and `cont` is refused.
 
+mod agent;
 mod control;
 mod handover;
 pub mod inbox;

@@ -61,6 +61,8 @@ pub enum Step {
     Kexec,
     /// The guest is asked to keep so many MiB of its RAM, and does: `balloon MIB`.
     Balloon(u64),
+    /// It sleeps, by itself, and is woken after so long: `sleep SECONDS`.
+    Sleep(Duration),
     /// It powers itself off: `poweroff`.
     PowerOff,
 }
@@ -85,6 +87,7 @@ impl fmt::Display for Step {
         match self {
             Self::Run(time) => write!(f, "run {}", time.as_secs()),
             Self::HandOver(mode) => mode.fmt(f),
+            Self::Sleep(time) => write!(f, "sleep {}", time.as_secs()),
             Self::Paused(mode) => write!(f, "paused {mode}"),
             Self::Mixed(count) => write!(f, "mixed {count}"),
             Self::Live(count) => write!(f, "live {count}"),
@@ -109,6 +112,7 @@ impl FromStr for Step {
         let number = |text: Option<&str>| text.and_then(|text| text.parse().ok());
         let step = match (word, argument) {
             ("run", seconds) => number(seconds).map(|seconds| Self::Run(Duration::from_secs(seconds))),
+            ("sleep", seconds) => number(seconds).map(|seconds| Self::Sleep(Duration::from_secs(seconds))),
             ("mixed", count) => number(count).map(|count| Self::Mixed(count as u32)),
             ("live", count) => number(count).map(|count| Self::Live(count as u32)),
             ("paused", Some(argument)) => mode(argument).map(Self::Paused),
@@ -124,7 +128,7 @@ impl FromStr for Step {
             _ => None,
         };
         step.ok_or_else(|| {
-            format!("'{text}' is no step: expected run SECONDS, MODE, paused MODE, mixed COUNT, live COUNT, balloon MIB, rollback, wanted, orphan, kexec, failed, refused TROUBLE or poweroff")
+            format!("'{text}' is no step: expected run SECONDS, sleep SECONDS, MODE, paused MODE, mixed COUNT, live COUNT, balloon MIB, rollback, wanted, orphan, kexec, failed, refused TROUBLE or poweroff")
         })
     }
 }
@@ -149,6 +153,7 @@ mod tests {
     fn steps_are_read_and_printed_alike() {
         for text in [
             "run 10",
+            "sleep 3",
             "transfer",
             "exec",
             "reboot",

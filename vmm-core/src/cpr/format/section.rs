@@ -59,6 +59,8 @@ pub enum SectionKind {
     Vfio = 25,
     /// Where copied RAM is in the state file.
     RamCopy = 26,
+    /// The guest was suspended to be saved.
+    Wake = 27,
     /// The last section, empty.
     End = 0xffff_ffff,
 }
@@ -90,6 +92,7 @@ impl SectionKind {
         Self::VirtioConsole,
         Self::Vfio,
         Self::RamCopy,
+        Self::Wake,
         Self::End,
     ];
 
@@ -125,6 +128,7 @@ impl SectionKind {
             Self::VirtioConsole => "virtio-console",
             Self::Vfio => "vfio",
             Self::RamCopy => "ram-copy",
+            Self::Wake => "wake",
             Self::End => "end",
         }
     }

@@ -16,11 +16,21 @@ use crate::cpr::transfer::source::Limits;
 use crate::machine::{Machine, Stopped};
 use crate::memory::{RamBlock, RamFate, StampLocation};
 
+/// What is done with a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Where it goes.
+    pub place: Place,
+    /// What becomes of its RAM.
+    pub fate: RamFate,
+    /// Whether whoever loads it wakes it, if it sleeps.
+    pub wake: bool,
+}
+
 /// Saves a guest. An error leaves it running.
 pub fn save(
     machine: &Machine,
-    place: &Place,
-    fate: RamFate,
+    &Order { ref place, fate, wake }: &Order,
     limits: Limits,
     cancel: &OwnedFd,
     observer: &dyn Observer,
@@ -43,6 +53,9 @@ pub fn save(
         return Err(HandoverError::new(Phase::Stop, format!("the guest woke up meanwhile: {blocker}")));
     }
     stopped.save(&mut writer, &mut watch).in_phase(Phase::Save)?;
+    if wake {
+        stopped.save_wake(&mut writer).in_phase(Phase::Save)?;
+    }
     let (mut at, mut ram_copied) = (0, 0);
     if let Some(written) = medium.copy_ram(block, &cancelled)? {
         writer.put(0, &written.state).in_phase(Phase::Save)?;

@@ -87,6 +87,7 @@ fn queries_have_qemus_shapes() {
         ("query-uuid", json!({"UUID": "07070707-0707-0707-0707-070707070707"})),
         ("query-migrate", json!({})),
         ("x-cpr-report", json!(null)),
+        ("x-cpr-agent", json!({"socket": "/run/agent"})),
     ] {
         assert_eq!(client.execute(command, &json!({})).unwrap(), expected, "{command}");
     }
@@ -180,6 +181,7 @@ fn each_mode_gets_the_destination_that_it_needs() {
             "Reboot(File(\"/f\"))",
         ),
         ("cpr-reboot", json!({"uri": "luo:"}), "Reboot(LiveUpdate(\"\"))"),
+        ("cpr-reboot", json!({"uri": "file:/f", "x-cpr-wake": true}), "Reboot(File(\"/f\")), woken"),
         (
             "cpr-reboot",
             json!({"channels": [{"channel-type": "main", "addr": {"transport": "x-luo", "name": "web"}}]}),
@@ -228,8 +230,9 @@ fn a_check_lists_blockers_and_knows_where_to() {
     let answer = client.execute("x-cpr-check", &json!({"mode": "cpr-reboot", "uri": "file:/f"})).unwrap();
     assert_eq!(answer, json!({"blockers": [{"part": "pc.ram", "reason": "would not survive"}]}));
     client.execute("x-cpr-check", &json!({"mode": "cpr-transfer"})).unwrap();
+    client.execute("x-cpr-check", &json!({"mode": "cpr-reboot", "suspend": true})).unwrap();
     let calls = running.control.calls.lock().unwrap();
-    assert_eq!(*calls, ["check Some(Reboot(File(\"/f\")))", "check None"]);
+    assert_eq!(*calls, ["check Some(Reboot(File(\"/f\")))", "check None", "check None, suspended"]);
 }
 
 #[test]

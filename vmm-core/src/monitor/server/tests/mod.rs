@@ -100,8 +100,8 @@ impl Control for Fake {
         *self.capabilities.lock().unwrap() = capabilities;
         Ok(())
     }
-    fn migrate(&self, destination: Destination) -> Result<(), CommandError> {
-        self.called(format!("{destination:?}"))
+    fn migrate(&self, destination: Destination, wake: bool) -> Result<(), CommandError> {
+        self.called(format!("{destination:?}{}", if wake { ", woken" } else { "" }))
     }
     fn migrate_incoming(&self, from: Incoming) -> Result<(), CommandError> {
         self.called(format!("{from:?}"))
@@ -110,8 +110,15 @@ impl Control for Fake {
         self.called("migrate_cancel".into())
     }
     fn check(&self, request: &CheckRequest) -> Result<Vec<Blocker>, CommandError> {
-        self.called(format!("check {:?}", request.destination))?;
+        self.called(format!(
+            "check {:?}{}",
+            request.destination,
+            if request.suspend { ", suspended" } else { "" }
+        ))?;
         Ok(vec![Blocker::new("pc.ram", "would not survive")])
+    }
+    fn agent(&self) -> Result<PathBuf, CommandError> {
+        Ok("/run/agent".into())
     }
     fn report(&self) -> Option<HandoverReport> {
         None
