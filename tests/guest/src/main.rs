@@ -13,8 +13,10 @@
 //! Options on the kernel's command line: `guest.load=mem,cpu,rng` (what load), `guest.mem=256` (MiB of patterns),
 //! `guest.rate=10` (numbered lines a second), `guest.console=ttyS0` (which terminal), `guest.disks=vda,vdb:ext4` (disks
 //! to put load on), `guest.net=192.0.2.2` (eth0's address, where messages are answered), `guest.vsock=on` (they are
-//! on AF_VSOCK, too), `guest.edu=msi` or `intx` (the educational device is put under load), `guest.mediated=on` (a mediated serial card is). With `guest.bench=…` none of this is done: devices are measured ([`bench`]).
+//! on AF_VSOCK, too), `guest.edu=msi` or `intx` (the educational device is put under load), `guest.mediated=on` (a mediated serial card is),
+//! `guest.agent=on` (it is suspended when QEMU's agent would be asked to). With `guest.bench=…` none of this is done: devices are measured ([`bench`]).
 
+mod agent;
 mod bench;
 mod clocks;
 mod commands;
@@ -130,6 +132,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     if options.mediated {
         let mediated = Arc::clone(&watch);
         thread::spawn(move || mediated.mediated.as_ref().map(mediated::run));
+    }
+    if options.agent {
+        thread::spawn(agent::run);
     }
     let timer = Arc::clone(&watch);
     thread::spawn(move || timer::run(&timer.timer));

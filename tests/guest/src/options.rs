@@ -29,6 +29,8 @@ pub struct Options {
     pub edu: Option<Edu>,
     /// Whether a mediated serial card is put under load.
     pub mediated: bool,
+    /// Whether there is an agent that suspends the guest.
+    pub agent: bool,
     /// Whether devices are measured and nothing else is done: the addresses of the network interfaces then.
     pub bench: Option<Vec<Ipv4Addr>>,
     /// The disk whose init takes over, if one does.
@@ -59,6 +61,7 @@ impl Options {
             vsock: false,
             edu: None,
             mediated: false,
+            agent: false,
             bench: None,
             root: None,
         };
@@ -77,6 +80,7 @@ impl Options {
                 "guest.net" => options.net = value.parse().ok(),
                 "guest.root" => options.root = Some(value.to_owned()),
                 "guest.vsock" => options.vsock = value == "on",
+                "guest.agent" => options.agent = value == "on",
                 "guest.mediated" => options.mediated = value == "on",
                 "guest.edu" => {
                     options.edu = match value {
@@ -103,7 +107,7 @@ mod tests {
     #[test]
     fn options_are_read_among_the_kernels_own() {
         let options = Options::from_cmdline(
-            "console=ttyS0 guest.load=mem,rng guest.mem=64 quiet guest.rate=0 guest.console=hvc0 guest.root=vda guest.edu=intx guest.mediated=on\n",
+            "console=ttyS0 guest.load=mem,rng guest.mem=64 quiet guest.rate=0 guest.console=hvc0 guest.root=vda guest.edu=intx guest.mediated=on guest.agent=on\n",
         );
         assert_eq!(
             options,
@@ -119,6 +123,7 @@ mod tests {
                 vsock: false,
                 edu: Some(Edu::Intx),
                 mediated: true,
+                agent: true,
                 bench: None,
                 root: Some("vda".into())
             }

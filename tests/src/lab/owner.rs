@@ -17,7 +17,7 @@ use vmm_core::monitor::client::Client;
 use super::commands::{WITHIN, downtime, is_in_source, load, phases, refused, save, status, unix, until};
 use super::image::{GUEST_INITRD, GUEST_KERNEL};
 use super::meeting::Meeting;
-use super::paths::{GUESTS, RUNTIME, kept_state_file, log, ram, serial, serial_log, state_file, tty};
+use super::paths::{GUESTS, RUNTIME, agent, kept_state_file, log, ram, serial, serial_log, state_file, tty};
 use super::scenario::{Backing, Disk, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
 use super::trouble::Trouble;
@@ -39,6 +39,8 @@ pub struct Owner {
     copied: bool,
     /// Whether it is saved to no file, and its RAM is kept by the kernel.
     live_update: bool,
+    /// Whether its agent suspends it to be saved.
+    suspends: bool,
     /// With whom it does what they do at the same time.
     meeting: Option<Arc<Meeting>>,
 }
@@ -68,8 +70,19 @@ impl Owner {
     /// The first process of a guest's under this kernel.
     fn of(name: &'static str, guest: &Guest, process: Child, meeting: Option<Arc<Meeting>>) -> Self {
         let (ram, copied) = (ram(name, guest.backing), guest.backing == Backing::Memfd);
-        let live_update = guest.live_update;
-        Self { name, process, started: 1, confined: false, device: None, ram, copied, live_update, meeting }
+        let (live_update, suspends) = (guest.live_update, guest.agent);
+        Self {
+            name,
+            process,
+            started: 1,
+            confined: false,
+            device: None,
+            ram,
+            copied,
+            live_update,
+            suspends,
+            meeting,
+        }
     }
 
     /// Loads a guest that was saved under the host's kernel before this one, and can be once.
@@ -217,7 +230,7 @@ impl Owner {
 
     /// Saves the guest for the next kernel, which does not come, and loads it under this one.
     fn back_from_a_live_update(&mut self) -> Result<Value> {
-        save(&["reboot", self.name, "--to", "luo:", "--kexec"])?;
+        save(&[&["reboot", self.name, "--to", "luo:", "--kexec"], self.suspend()].concat())?;
         self.has_saved()?;
         stale::refuse_strange(self.name)?;
         self.process = self.resume(&luo(self.name))?;
@@ -229,7 +242,7 @@ impl Owner {
     fn save_to(&mut self, file: &Path) -> Result<()> {
         let to = format!("file:{}", file.display());
         let copied: &[&str] = if self.copied { &["--copy-ram"] } else { &[] };
-        let said = save(&[&["reboot", self.name, "--to", &to][..], copied].concat())?;
+        let said = save(&[&["reboot", self.name, "--to", &to][..], copied, self.suspend()].concat())?;
         if self.copied {
             let (ram, length) = (&said["report"]["ram-copied"], fs::metadata(file)?.len());
             let phases = phases(&said)?;
@@ -237,6 +250,11 @@ impl Owner {
             println!("  {ram} bytes of RAM in a file of {length}, in {took} ms");
         }
         self.has_saved()
+    }
+
+    /// How it is asked that the guest is suspended. One under TCG takes its time.
+    fn suspend(&self) -> &'static [&'static str] {
+        if self.suspends { &["--suspend=120"] } else { &[] }
     }
 
     /// Waits for the end of a process whose guest was saved.
@@ -277,7 +295,12 @@ fn arguments(name: &str, guest: &Guest, first: usize, backing: &str) -> Result<(
         match guest.console {
             Terminal::Serial => format!("--serial=unix:{}", serial(name).display()),
             Terminal::Virtio => {
-                format!("--device=virtio-serial-pci,console=unix:{}", serial(name).display())
+                let agent = if guest.agent {
+                    format!(",port.org.qemu.guest_agent.0=unix:{}", agent(name).display())
+                } else {
+                    String::new()
+                };
+                format!("--device=virtio-serial-pci,console=unix:{}{agent}", serial(name).display())
             }
         },
     ];
@@ -364,7 +387,8 @@ impl Machine for Owner {
         if self.leads() {
             let copied: &[&str] = if self.copied && !self.live_update { &["--copy-ram"] } else { &[] };
             let to = if self.live_update { "luo:".to_owned() } else { format!("dir:{}", kexec::KEPT) };
-            let said = save(&[&["reboot", "--all", "--kexec", "--to", &to], copied].concat())?;
+            let how = [&["reboot", "--all", "--kexec", "--to", &to], copied, self.suspend()].concat();
+            let said = save(&how)?;
             for guest in said["guests"].as_array().into_iter().flatten() {
                 let report = &guest["report"];
                 println!(

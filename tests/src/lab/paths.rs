@@ -28,6 +28,11 @@ pub fn meeting(name: &str, which: &str) -> PathBuf {
     Path::new(RUNTIME).join(format!("{name}.{which}"))
 }
 
+/// Where a guest's agent is asked.
+pub fn agent(name: &str) -> PathBuf {
+    Path::new(RUNTIME).join(format!("{name}.agent"))
+}
+
 /// What a guest that talks over a virtio console has on its serial port: its kernel's last words, if it panics.
 pub fn serial_log(name: &str) -> PathBuf {
     Path::new("/run").join(format!("{name}-serial.log"))

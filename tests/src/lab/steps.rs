@@ -137,6 +137,7 @@ pub fn run(
         getty,
         host_log,
         patience: Patience::with(scenario.guest.root),
+        suspends: scenario.guest.agent,
         network: None,
         vsock: None,
         rate: Rate::begin(),
@@ -165,6 +166,8 @@ struct Run<'a> {
     /// Of a host with assigned devices.
     host_log: Option<&'a mut HostLog>,
     patience: Patience,
+    /// The guest is suspended to be saved.
+    suspends: bool,
     network: Option<Network>,
     vsock: Option<Stream>,
     rate: Rate,
@@ -203,7 +206,10 @@ impl Run<'_> {
             );
             self.report.steps.push(report);
             if step != Step::PowerOff {
-                self.take_host_messages(&step.to_string(), HostLog::all);
+                // A device that is opened afresh is reset, which the host's kernel says.
+                let renewed = self.suspends && matches!(step, Step::Kexec | Step::HandOver(Mode::Reboot));
+                let which = if renewed { HostLog::faults } else { HostLog::all };
+                self.take_host_messages(&step.to_string(), which);
             }
         }
         Ok(())
@@ -273,12 +279,17 @@ impl Run<'_> {
     fn arrive(&mut self, arrival: Arrival) -> Result<StepReport> {
         let handed_over = arrival.handed_over();
         self.console.start_pinging();
-        self.finish(Step::Kexec, arrival.progress.begun.begun(), Duration::ZERO, Some(handed_over))
+        let asleep = if self.suspends {
+            Duration::from_secs_f64(handed_over.total / 1e3) + SETTLE
+        } else {
+            Duration::ZERO
+        };
+        self.finish(Step::Kexec, arrival.progress.begun.begun(), asleep, Some(handed_over))
     }
 
     fn begin(&mut self, step: Step) -> Result<Begun> {
         let disconnects = self.disconnects();
-        if matches!(step, Step::RollBack | Step::Orphan | Step::Refused(_) | Step::Kexec) {
+        if matches!(step, Step::RollBack | Step::Orphan | Step::Refused(_) | Step::Kexec | Step::Sleep(_)) {
             self.messages_before.get_or_insert(self.console.kernel_messages().len());
         }
         self.console.command("GAP RESET")?;
@@ -300,7 +311,13 @@ impl Run<'_> {
                 thread::sleep(time);
                 None
             }
-            Step::HandOver(mode) => Some(self.hand_over(mode)?),
+            Step::HandOver(mode) => {
+                let handed_over = self.hand_over(mode)?;
+                if self.suspends && mode == Mode::Reboot {
+                    paused = Duration::from_secs_f64(handed_over.total / 1e3) + SETTLE;
+                }
+                Some(handed_over)
+            }
             Step::Paused(mode) => {
                 let since = Instant::now();
                 let handed_over = self.paused(mode)?;

@@ -35,6 +35,9 @@ pub struct Guest {
     /// What its kernel's command line has besides what the lab needs.
     #[serde(default)]
     pub cmdline: String,
+    /// Whether it has an agent, by which it is suspended whenever it is saved.
+    #[serde(default)]
+    pub agent: bool,
     /// What load it puts on itself: `mem`, `cpu`, `rng`.
     #[serde(default = "all_load")]
     pub load: Vec<String>,
@@ -125,6 +128,9 @@ impl Guest {
         if let Some(edu) = &self.edu {
             words.push_str(" guest.edu=");
             words.push_str(edu.wires.name());
+        }
+        if self.agent && self.root.is_none() {
+            words.push_str(" guest.agent=on");
         }
         if self.mediated.is_some() {
             words.push_str(" guest.mediated=on");

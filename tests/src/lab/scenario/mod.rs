@@ -140,6 +140,11 @@ impl Scenario {
             path.display()
         );
         ensure!(
+            !scenario.guest.agent || scenario.guest.console == Terminal::Virtio,
+            "{}: a guest's agent is on a port of its virtio console: give it console = \"virtio\"",
+            path.display()
+        );
+        ensure!(
             scenario.host.is_some() || scenario.guest.net.as_ref().is_none_or(|net| net.card.is_none()),
             "{}: a card is assigned by a host: give the scenario one",
             path.display()
@@ -173,8 +178,9 @@ impl Scenario {
         let reboots = |step: Step| matches!(step, Step::HandOver(Mode::Reboot) | Step::Paused(Mode::Reboot));
         ensure!(
             scenario.assigned().is_empty()
+                || scenario.guest.agent
                 || !scenario.steps.iter().flat_map(|step| step.expand()).any(reboots),
-            "{}: an assigned device does not outlive a reboot: give the guest live COUNT, not mixed COUNT or reboot",
+            "{}: an assigned device does not outlive a reboot: give the guest an agent, or live COUNT, not mixed COUNT or reboot",
             path.display()
         );
         let kexecs = scenario.steps.iter().filter(|step| **step == Step::Kexec).count()
@@ -188,13 +194,13 @@ impl Scenario {
         let next = scenario.host.as_ref().map_or(0, |host| host.next.len());
         let may_kexec = scenario.guest.net.is_none()
             && !scenario.guest.vsock
-            && scenario.assigned().is_empty()
+            && (scenario.assigned().is_empty() || scenario.guest.agent)
             && scenario.second.as_ref().is_none_or(|second| {
                 (second.backing, second.live_update) == (scenario.guest.backing, scenario.guest.live_update)
             });
         ensure!(
             kexecs == next && (next == 0 || may_kexec),
-            "{}: a host has a next kernel for each kexec, and then its guests have one backing, are saved alike, and have no network, AF_VSOCK or device of its",
+            "{}: a host has a next kernel for each kexec, and then its guests have one backing, are saved alike, and have no network, AF_VSOCK, or device of its without an agent",
             path.display()
         );
         Ok(scenario)
