@@ -123,6 +123,8 @@ impl Owner {
 
     /// Saves a guest that fell silent, prints where its vCPUs stand, and loads it again.
     pub fn examine(&mut self) -> Result<()> {
+        // Its agent would not answer.
+        self.suspends = false;
         let file = state_file(self.name);
         self.save_to(&file)?;
         if let Err(error) = autopsy::print(&file, &self.ram) {

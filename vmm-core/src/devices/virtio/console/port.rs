@@ -20,6 +20,9 @@ pub(super) struct Port {
 pub(super) struct Stream {
     /// The back end.
     pub(super) chardev: Chardev,
+    /// Whether the driver has asked for it. Linux's, coming back from sleep, puts its ports in order one after the other, and falls over
+    /// a message about one that it has not come to.
+    pub(super) ready: bool,
     /// Whether somebody in the guest has it open.
     pub(super) open: bool,
     /// Whether the driver was told that somebody is connected.
@@ -30,7 +33,8 @@ pub(super) struct Stream {
 
 impl Port {
     pub(super) fn new(number: u32, name: Option<String>, chardev: Chardev) -> Self {
-        let stream = Stream { chardev, open: false, told_connected: false, due: Facts::empty() };
+        let stream =
+            Stream { chardev, ready: false, open: false, told_connected: false, due: Facts::empty() };
         Self { number, name, stream: Mutex::new(stream) }
     }
 
@@ -50,15 +54,16 @@ impl Port {
 impl Stream {
     /// Back to what a driver finds that has just started.
     pub(super) fn reset(&mut self) {
+        self.ready = false;
         self.open = false;
         self.told_connected = false;
         self.due = Facts::empty();
     }
 
-    /// Has the driver told when somebody connected or left. True if there is something to tell.
+    /// Has the driver told when somebody connected or left, if it has asked for the port. True if there is something to tell.
     pub(super) fn watch_connection(&mut self) -> bool {
         let connected = self.chardev.is_connected();
-        let changed = connected != self.told_connected;
+        let changed = self.ready && connected != self.told_connected;
         if changed {
             self.told_connected = connected;
             self.due |= Facts::CONNECTION;

@@ -39,6 +39,8 @@ impl PortState {
             let (found, all) = (self.due, Facts::all().bits());
             (format!("{found:#x} to be told of port {}", self.number), format!("bits of {all:#x}"))
         })?;
+        // One that has not asked for it yet resets the device before it does, or asks for it.
+        stream.ready = true;
         stream.open = self.open;
         stream.told_connected = self.told_connected;
         Ok(())

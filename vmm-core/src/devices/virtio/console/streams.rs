@@ -86,6 +86,7 @@ impl Streams {
         let mut stream = port.lock();
         match (event, value) {
             (control::PORT_READY, 1) => {
+                stream.ready = true;
                 stream.due |= if port.name.is_some() { Facts::NAME } else { Facts::CONSOLE };
                 stream.due |= Facts::CONNECTION;
                 stream.told_connected = stream.chardev.is_connected();

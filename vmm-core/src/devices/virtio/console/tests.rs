@@ -206,6 +206,22 @@ fn a_driver_is_told_of_each_port_what_it_is_what_it_is_called_and_whether_somebo
 }
 
 #[test]
+fn a_driver_is_told_nothing_of_a_port_that_it_has_not_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::new(directory.path());
+    for _ in 0..16 {
+        rig.offer(CONTROL_IN, &[0; 64], true);
+    }
+    rig.say(0, 3, 1);
+    rig.start();
+    let mut told = || rig.used(CONTROL_IN).and_then(|bytes| Message::from_bytes(&bytes));
+    let of = |port, event, value| Some(Message { port, event, value });
+    assert_eq!([told(), told()], [of(0, 4, 1), of(0, 6, 1)]);
+    let _client = connect(directory.path());
+    assert_eq!(told(), None);
+}
+
+#[test]
 fn bytes_go_both_ways_and_wait_for_whoever_is_not_ready() {
     let directory = tempfile::tempdir().unwrap();
     let mut rig = Rig::new(directory.path());
