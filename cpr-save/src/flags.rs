@@ -299,15 +299,7 @@ impl Verb {
                     (Some(_), _) => return Err(usage("--to: expected file:PATH, auto:PATH or luo:")),
                 }
             }
-            Self::Check {
-                which: Which { vm, except, .. },
-                mode,
-                to,
-                copy_ram,
-                kexec,
-                suspend,
-                command,
-            } => {
+            Self::Check { which: Which { vm, except, .. }, mode, to, copy_ram, kexec, suspend, command } => {
                 if suspend && mode != Mode::CprReboot {
                     return Err(usage("--suspend: a guest is suspended for a reboot only"));
                 }

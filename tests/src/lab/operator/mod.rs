@@ -1,9 +1,9 @@
 //! A host with systemd, whose guests are units: what its operator does, and what must become of the guests.
 //!
-//! 1. The first process of the RAM disk makes ready what a package would have installed, and gives the host to its own init ([`enter`]).
+//! 1. The first process of the RAM disk makes ready what a package would have installed, and gives the host to its own init ([`mod@enter`]).
 //! 2. The operator is a service that is started before the guests and stopped after them; one operation comes after the other
-//!    ([`operations`]), and what is done is written to a disk ([`Progress`]), for most of them end the host's kernel.
-//! 3. Each guest is followed over all that ([`guest`]): it goes on, or is booted anew, as the operation has it.
+//!    (`operations`), and what is done is written to a disk (`Progress`), for most of them end the host's kernel.
+//! 3. Each guest is followed over all that (`guest`): it goes on, or is booted anew, as the operation has it.
 //! 4. Outside, the host is started again when it has ended itself, or was cut off its power ([`outside`]).
 
 pub mod enter;
