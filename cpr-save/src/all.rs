@@ -12,7 +12,7 @@ use std::slice;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
-use std::{fmt, io};
+use std::{fmt, io, iter};
 
 use anyhow::{Context, anyhow};
 use serde_json::{Value, json};
@@ -263,20 +263,27 @@ fn way_of(vm: &Path, name: &str, plan: &Plan, shelf: &Shelf) -> Result<Option<(P
     Err(Failure::Refused { blockers, error })
 }
 
-/// How a guest goes to one place.
+/// How a guest goes to one place: asleep only where it must, and its RAM copied only where it would not outlive a kexec, whatever comes.
 fn way_to(guest: &mut Guest, plan: Plan) -> Result<Plan, Failure> {
-    let knows = guest.has_cpr_commands;
-    let mut check = |plan: &Plan| match check::refuse(guest, plan) {
-        // Nothing has been touched yet.
-        Err(Failure::Unknown(error)) => Err(Failure::refused(error)),
-        checked => checked,
-    };
-    // What would outlive a kexec need not be copied, whatever comes. Others than us do not say.
-    let in_place = Plan { copy_ram: false, kexec: true, ..plan.clone() };
-    if plan.copy_ram && knows && check(&in_place).is_ok() {
-        return Ok(in_place);
+    // Others than us do not say what outlives a kexec.
+    let (knows, told) = (guest.has_cpr_commands, plan.suspend);
+    let mut plans = Vec::new();
+    for suspend in iter::once(None).chain(told.map(Some)) {
+        if plan.copy_ram && knows {
+            plans.push(Plan { copy_ram: false, kexec: true, suspend, ..plan.clone() });
+        }
+        plans.push(Plan { suspend, ..plan.clone() });
     }
-    check(&plan).map(|()| plan)
+    let mut why = Failure::refused(anyhow!("there is no way for it"));
+    for plan in plans {
+        match check::refuse(guest, &plan) {
+            Ok(()) => return Ok(plan),
+            // Nothing has been touched yet.
+            Err(Failure::Unknown(error)) => return Err(Failure::refused(error)),
+            Err(refused) => why = refused,
+        }
+    }
+    Err(why)
 }
 
 /// Guests that are here, or may be, though all were saved.

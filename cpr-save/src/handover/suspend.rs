@@ -26,6 +26,8 @@ pub fn suspend(
 ) -> Result<bool, Failure> {
     let state = guest.run_state().map_err(Failure::refused)?;
     if state == RunState::Suspended {
+        let text = "sleeps already, and sleeps on where it is loaded: system_wakeup wakes it";
+        progress.note(text, &json!({"event": "asleep"}));
         return Ok(false);
     }
     progress.step("suspending the guest", &json!({"event": "suspending"}));
@@ -35,7 +37,7 @@ pub fn suspend(
             let state = guest.run_state();
             // It may have fallen asleep while we gave it up.
             if matches!(state, Ok(RunState::Suspended)) {
-                return Ok(true);
+                return if signals.came() { Err(wake(guest, error)) } else { Ok(true) };
             }
             Err(match state {
                 Ok(state) => Failure::InSource { state, error },
@@ -73,14 +75,20 @@ fn falls_asleep(guest: &mut Guest, within: Duration, signals: &Signals) -> anyho
 
 /// Wakes a guest that was suspended and is still in the source; gives the failure with how the guest is by now.
 pub fn undo(vm: &Path, failure: Failure) -> Failure {
+    let asleep = "the guest was suspended for this; if it is in the source still, system_wakeup wakes it";
     let error = match failure {
         Failure::InSource { error, .. } | Failure::Refused { error, .. } => error,
-        other @ (Failure::Unknown(_) | Failure::Several(_)) => return other,
+        Failure::Unknown(error) => return Failure::Unknown(error.context(asleep)),
+        several @ Failure::Several(_) => return several,
     };
-    let mut guest = match Guest::connect(vm) {
-        Ok(guest) => guest,
-        Err(failure) => return failure,
-    };
+    match Guest::connect(vm) {
+        Ok(mut guest) => wake(&mut guest, error),
+        Err(_) => Failure::Unknown(error.context(asleep)),
+    }
+}
+
+/// Wakes a guest that is in the source; gives the failure with how it is by now.
+fn wake(guest: &mut Guest, error: anyhow::Error) -> Failure {
     let woken = guest.execute("system_wakeup", &json!({}));
     let error = match woken {
         Ok(_) => error,

@@ -315,13 +315,17 @@ impl Machine {
         Ok(true)
     }
 
-    /// Stops the vCPUs for good: the guest powered off or cannot go on.
-    pub fn end(&self, state: RunState) {
+    /// Stops the vCPUs for good: the guest powered off or cannot go on. `false` if it was given away: it is somebody else's to end.
+    pub fn end(&self, state: RunState) -> bool {
         let mut now = self.lock_state();
+        if *now == RunState::Postmigrate {
+            return false;
+        }
         if let Err(error) = self.vcpus.park(Instant::now() + STOP) {
             tracing::error!("{error}");
         }
         *now = state;
+        true
     }
 
     /// Whether `system_reset` makes sense now.
@@ -335,6 +339,11 @@ impl Machine {
         self.may_reset()?;
         self.devices.pm.press_power_button();
         Ok(())
+    }
+
+    /// Whether the power button was pressed, and the guest, which is to hear of it, has not.
+    pub fn is_power_button_pressed(&self) -> bool {
+        self.devices.pm.is_power_button_pressed()
     }
 
     /// Asks the guest to keep so many bytes of its RAM and to leave the rest to the balloon.

@@ -22,6 +22,8 @@ impl Machine {
             state.step(RunState::Suspended)?;
             if let Err(error) = self.vcpus.park(Instant::now() + STOP) {
                 *state = RunState::Running;
+                // It may ask again.
+                self.asleep.store(false, SeqCst);
                 self.vcpus.enter();
                 return Err(error.into());
             }
@@ -34,7 +36,12 @@ impl Machine {
         self.wake_due.swap(false, SeqCst)
     }
 
-    /// Wakes a guest that sleeps. An error leaves it asleep.
+    /// Whether it is to be woken, and was not yet.
+    pub fn will_be_woken(&self) -> bool {
+        self.wake_due.load(SeqCst)
+    }
+
+    /// Wakes a guest that sleeps. An error leaves it asleep; one without a place to go on at has ended, and is handed over no more.
     pub fn wake(&self) -> Result<(), MachineError> {
         let mut state = self.lock_state();
         if *state != RunState::Suspended {
@@ -43,7 +50,9 @@ impl Machine {
         let entry = if self.config.boot.firmware.is_some() {
             BootEntry::ResetVector
         } else {
-            BootEntry::Waking { vector: acpi::waking_vector(self.ram.memory())? }
+            let vector = acpi::waking_vector(self.ram.memory());
+            let vector = vector.inspect_err(|_| self.ended.store(true, SeqCst))?;
+            BootEntry::Waking { vector }
         };
         self.vcpus.restart(&entry)?;
         self.fresh_chips.load(&self.vm)?;

@@ -22,7 +22,7 @@ use crate::devices::Subscriber;
 use crate::devices::vfio::Notice;
 use crate::machine::events::MachineEvent;
 use crate::machine::run_state::RunState;
-use crate::machine::{Machine, Overrides};
+use crate::machine::{Machine, MachineError, Overrides};
 use crate::monitor::events::{Event, EventSender};
 use crate::monitor::server::MonitorServer;
 use crate::monitor::{Control, Incoming as IncomingFrom};
@@ -252,6 +252,14 @@ impl Owner {
         match task {
             Task::Terminate | Task::Quit if !self.close_entrance() => self.postponed.push(task),
             Task::Terminate => self.terminate(),
+            Task::PressAgain => {
+                if let Some(guest) =
+                    self.shared.guest().filter(|guest| guest.run_state() == RunState::Running)
+                    && let Err(error) = guest.press_power_button()
+                {
+                    tracing::warn!("powering the guest off: {error}");
+                }
+            }
             Task::Quit => self.quit("host-qmp-quit"),
             Task::Machine(event) => self.machine_event(event),
             Task::Reset { guest } => self.reset(guest),
@@ -320,8 +328,16 @@ impl Owner {
         match self.shared.guest() {
             Some(guest) if !self.terminating => {
                 self.terminating = true;
+                let slept = guest.run_state() == RunState::Suspended;
                 match self.shared.press_power_button(&guest) {
-                    Ok(()) => tracing::info!("asked the guest to power off; a second signal ends it at once"),
+                    Ok(()) => {
+                        tracing::info!("asked the guest to power off; a second signal ends it at once");
+                        if slept {
+                            self.press_again();
+                        }
+                    }
+                    // It would be started from its beginning.
+                    Err(MachineError::Vector(_)) => self.quit("host-signal"),
                     Err(error) => {
                         tracing::warn!("powering the guest off: {error}; a second signal ends it at once");
                     }
@@ -329,6 +345,18 @@ impl Owner {
             }
             _ => self.quit("host-signal"),
         }
+    }
+
+    /// Presses the power button again in a while: a kernel on its way back from sleep takes the press that woke it for no more than that.
+    fn press_again(&self) {
+        const AFTER: [u64; 3] = [5, 10, 20];
+        let inbox = Arc::clone(&self.shared.inbox);
+        std::thread::spawn(move || {
+            for seconds in AFTER {
+                std::thread::sleep(Duration::from_secs(seconds));
+                inbox.post(Task::PressAgain);
+            }
+        });
     }
 
     fn quit(&mut self, reason: &'static str) {
@@ -351,13 +379,18 @@ impl Owner {
         };
         match event {
             MachineEvent::PowerOff => {
-                machine.end(RunState::Shutdown);
+                if !machine.end(RunState::Shutdown) {
+                    return;
+                }
                 tracing::info!("the guest powered off");
                 self.shared.events.emit(Event::Shutdown { guest: true, reason: "guest-shutdown" });
                 self.end(Ok(Ended::GuestEnded));
             }
             MachineEvent::Sleep => match machine.suspend() {
-                Ok(true) => self.shared.events.emit(Event::Suspend),
+                Ok(true) => {
+                    self.shared.events.emit(Event::Suspend);
+                    self.wake_if_pressed(&machine);
+                }
                 Ok(false) => {}
                 Err(error) => tracing::error!("suspending the guest: {error}"),
             },
@@ -381,16 +414,29 @@ impl Owner {
         }
     }
 
+    /// Wakes a guest whose button was pressed while it went to sleep.
+    fn wake_if_pressed(&self, machine: &Machine) {
+        if machine.run_state() == RunState::Suspended
+            && machine.is_power_button_pressed()
+            && let Err(error) = self.shared.wake(machine)
+        {
+            tracing::error!("waking the guest: {error}");
+        }
+    }
+
     fn stop_for_good(&self, machine: &Machine, why: &str) {
         tracing::error!("{why}");
-        machine.end(RunState::InternalError);
-        self.shared.events.emit(Event::Stop);
+        if machine.end(RunState::InternalError) {
+            self.shared.events.emit(Event::Stop);
+        }
     }
 
     /// Starts the guest from its beginning, with its serial port's descriptors kept.
     fn reset(&mut self, guest: bool) {
         let Some(machine) = self.shared.guest() else { return };
-        machine.end(RunState::Shutdown);
+        if self.ended.is_some() || !machine.end(RunState::Shutdown) {
+            return;
+        }
         self.forget_devices();
         let config = machine.config().clone();
         if config.devices.iter().any(DeviceConfig::is_assigned) {

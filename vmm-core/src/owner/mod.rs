@@ -117,6 +117,8 @@ impl OwnerError {
 pub enum Task {
     /// SIGTERM or SIGINT.
     Terminate,
+    /// Press the power button of a guest that was woken to power off.
+    PressAgain,
     /// `quit`.
     Quit,
     /// The guest did something that its owner must act on.

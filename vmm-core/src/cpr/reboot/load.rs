@@ -7,7 +7,8 @@ use super::copy::{Copied, CopyError};
 use super::file::{self, FileError, Saved};
 use super::place::Place;
 use super::stamp::{RamStamp, Stamp, StampError};
-use crate::config::{Backing, MachineConfig};
+use super::waiting;
+use crate::config::{Backing, MachineConfig, MemoryConfig};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::format::{FormatError, StateReader};
@@ -16,6 +17,7 @@ use crate::cpr::liveupdate::{self, LiveUpdateError};
 use crate::cpr::ownership::{OwnershipError, PAGE_SIZE};
 use crate::cpr::report::{PhaseTime, Report, Stopwatch};
 use crate::machine::run_state::RunState;
+use crate::machine::state::MachineState;
 use crate::machine::{Ending, Incoming, LoadError, Machine, Overrides, SavedRam, Source};
 use crate::memory::{MemoryError, RamBlock};
 use crate::x86::clock::{ClockState, Stood};
@@ -224,8 +226,11 @@ fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
             ram: FoundRam::Preserved { _visit: visit },
         });
     }
-    let incoming = build(&mut reader, SavedRam::Stays)?;
-    if let Backing::Dax { path: device, pmem: false } = &incoming.config().memory.backing {
+    // Nor is anything opened but the RAM before it is known to be the state's.
+    let in_place = |source: LoadError| RebootError::Load { path: name(), source: Box::new(source) };
+    let (memory, block) = ram_in_place(&reader, &overrides.set).map_err(in_place)?;
+    let block = block.ok_or_else(|| RebootError::NoRam { path: name() })?;
+    if let Backing::Dax { path: device, pmem: false } = &memory.backing {
         let clock: ClockState = reader.peek(0).map_err(format)?;
         let reset = clock
             .host_was_reset()
@@ -234,10 +239,24 @@ fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
             return Err(RebootError::Reset { path: name(), device: device.display().to_string() });
         }
     }
-    let location = incoming.ram_block().and_then(RamBlock::stamp_location);
-    let location = location.ok_or_else(|| RebootError::NoRam { path: name() })?;
+    let location = block.stamp_location().ok_or_else(|| RebootError::NoRam { path: name() })?;
     let stamp = stamp_of(&location.file, location.offset, location.granularity)?;
+    // The machine locks it again; what the stamp maps would keep it locked.
+    block.release_lock().map_err(|error| in_place(error.into()))?;
+    drop((location, block));
+    let incoming = build(&mut reader, SavedRam::Stays)?;
     Ok(Found { reader, state_bytes, incoming, stamp, ram: FoundRam::InPlace })
+}
+
+/// The RAM of a guest that stays where it was, by its configuration and what differs here.
+fn ram_in_place(reader: &StateReader, set: &[String]) -> Result<(MemoryConfig, Option<RamBlock>), LoadError> {
+    let MachineState { config, .. } = reader.peek(0)?;
+    let mut config = MachineConfig::from_toml(&config)?;
+    for assignment in set {
+        config.set(assignment)?;
+    }
+    let block = waiting::main_ram(reader).map(|state| RamBlock::reopen(&config.memory, &state));
+    Ok((config.memory, block.transpose()?))
 }
 
 impl Found {
@@ -296,7 +315,7 @@ fn report(
 ) -> Report {
     let (total_us, ram) = (watch.total(), machine.ram_size());
     // A guest that was paused did not stand for it.
-    let ran = machine.run_state() == RunState::Running;
+    let ran = machine.run_state() == RunState::Running || machine.will_be_woken();
     let stood = ran.then(|| clock.stood()).and_then(Result::ok);
     let mut phases = stood.map_or(Vec::new(), |stood| before(stood, total_us));
     phases.extend_from_slice(watch.laps());

@@ -164,8 +164,13 @@ fn memory_of(reader: &StateReader) -> Result<MemoryConfig, Unknown> {
 /// The RAM of a saved guest, if it is where its configuration says, and nobody runs on it.
 fn ram_of(reader: &StateReader) -> Result<RamBlock, Unknown> {
     let memory = memory_of(reader)?;
+    let state = main_ram(reader).ok_or(Unknown::NoRam)?;
+    RamBlock::reopen(&memory, &state).map_err(Unknown::Ram)
+}
+
+/// What is written of a guest's main RAM.
+pub(super) fn main_ram(reader: &StateReader) -> Option<RamBlockState> {
     let blocks = reader.instances(SectionKind::Ram).into_iter();
     let mut states = blocks.filter_map(|index| reader.peek::<RamBlockState>(index).ok());
-    let state = states.find(|state| state.kind != RamKind::Rom).ok_or(Unknown::NoRam)?;
-    RamBlock::reopen(&memory, &state).map_err(Unknown::Ram)
+    states.find(|state| state.kind != RamKind::Rom)
 }

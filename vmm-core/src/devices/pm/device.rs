@@ -44,6 +44,12 @@ impl Pm {
         self.drive(&inner);
     }
 
+    /// Whether it was pressed, and the guest has not taken note of that yet, which it is to.
+    pub fn is_power_button_pressed(&self) -> bool {
+        let Registers { status, enable, .. } = self.lock().registers;
+        status & enable & POWER_BUTTON != 0
+    }
+
     /// Tells the guest, which sleeps and goes on after this, that it was woken.
     pub fn wake(&self) {
         self.lock().registers.status |= WAKE;

@@ -208,6 +208,10 @@ impl Device for VfioPci {
             let told: VfioState = state.take(slot)?;
             self.interrupts.load(told).map_err(&impossible)?;
         }
+        if !self.assigned.adopted && !self.handle().can_reset() {
+            let found = "a device of the host's that cannot be reset, and may be at work still".to_owned();
+            return Err(DeviceError::unfit(self.id())((found, "one that can be".into())));
+        }
         let mut registers = lock(&self.registers);
         registers.space.load(&space).map_err(&impossible)?;
         if let Some((msix, table)) = table {
@@ -217,6 +221,8 @@ impl Device for VfioPci {
             }
         }
         if !self.assigned.adopted {
+            // The guest is not claimed yet, and sleeps: its driver is to have the device reach memory, and nobody before.
+            registers.leave_bus();
             let told = self.handle().write_config(4, &registers.command().to_le_bytes());
             told.map_err(DeviceError::io(self.id(), "writing its command register"))?;
             self.interrupts.follow(self.handle(), &registers);
@@ -235,6 +241,12 @@ impl Device for VfioPci {
 
     fn subscriber(&self) -> Option<Subscriber> {
         Some(self.notices.subscriber())
+    }
+
+    fn blockers(&self, mode: Mode) -> Vec<Blocker> {
+        let why = "the host cannot reset it: it would be at work when it is opened again; hand the guest over by transfer or exec";
+        let stays = mode != Mode::CprReboot || self.handle().can_reset();
+        (!stays).then(|| Blocker::new(self.id(), why)).into_iter().collect()
     }
 
     fn blocker_awake(&self) -> Option<Blocker> {

@@ -145,6 +145,11 @@ impl Handle {
         self.file.write_all_at(data, self.bar(bar).offset + offset)
     }
 
+    /// Whether the host can put it back to its beginning.
+    pub(super) fn can_reset(&self) -> bool {
+        self.can_reset
+    }
+
     /// Puts the device back to its beginning, if it can be: it was when it was opened.
     pub(super) fn reset(&self) -> io::Result<()> {
         if self.can_reset { Ok(ioctls::reset(self.file.as_fd())?) } else { Ok(()) }

@@ -217,6 +217,12 @@ impl Registers {
     }
 
     /// The command register as the device gets it: its spaces stay enabled.
+    /// Takes the device off the bus, until the guest has it master that again.
+    pub(super) fn leave_bus(&mut self) {
+        let [low, high] = self.space.word(COMMAND).to_le_bytes();
+        self.space.write(COMMAND, &[low & !COMMAND_MASTER, high]);
+    }
+
     pub(super) fn command(&self) -> u16 {
         self.space.word(COMMAND) | u16::from(COMMAND_SPACES)
     }
