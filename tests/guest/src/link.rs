@@ -10,9 +10,13 @@ mod ioctl {
     nix::ioctl_write_ptr_bad!(set_netmask, libc::SIOCSIFNETMASK, libc::ifreq);
     nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
     nix::ioctl_write_ptr_bad!(set_neighbour, SIOCSARP, libc::arpreq);
+    nix::ioctl_write_ptr_bad!(add_bridge, SIOCBRADDBR, libc::c_char);
+    nix::ioctl_write_ptr_bad!(add_port, SIOCBRADDIF, libc::ifreq);
 
-    /// Of `linux/sockios.h`.
+    // Of `linux/sockios.h`.
     const SIOCSARP: libc::c_int = 0x8955;
+    const SIOCBRADDBR: libc::c_int = 0x89a0;
+    const SIOCBRADDIF: libc::c_int = 0x89a2;
 }
 
 /// A request about the interface with the given name; the rest of it is zero.
@@ -68,19 +72,43 @@ pub fn down(name: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets an interface up.
+pub fn set_up(name: &str) -> io::Result<()> {
+    let (socket, mut flags) = (UdpSocket::bind("0.0.0.0:0")?, request(name)?);
+    flags.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: the descriptor is open and the request outlives the call, which only reads it.
+    unsafe { ioctl::set_flags(socket.as_raw_fd(), &raw const flags)? };
+    Ok(())
+}
+
+/// Makes a bridge.
+pub fn make_bridge(name: &str) -> io::Result<()> {
+    let (socket, request) = (UdpSocket::bind("0.0.0.0:0")?, request(name)?);
+    // SAFETY: the descriptor is open, and the name, which ends with a zero in it, outlives the call, which only reads it.
+    unsafe { ioctl::add_bridge(socket.as_raw_fd(), request.ifr_name.as_ptr())? };
+    Ok(())
+}
+
+/// Makes an interface one of a bridge's.
+pub fn add_to_bridge(bridge: &str, port: &str) -> io::Result<()> {
+    let (socket, mut request) = (UdpSocket::bind("0.0.0.0:0")?, request(bridge)?);
+    let index = nix::net::if_::if_nametoindex(port)?;
+    request.ifr_ifru.ifru_ifindex = index as libc::c_int;
+    // SAFETY: the descriptor is open and the request outlives the call, which only reads it.
+    unsafe { ioctl::add_port(socket.as_raw_fd(), &raw const request)? };
+    Ok(())
+}
+
 /// Gives an interface an address in a network of 256 and sets it up.
 pub fn up(name: &str, address: Ipv4Addr) -> io::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     let fd = socket.as_raw_fd();
-    let mut flags = request(name)?;
-    flags.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
     let (address, netmask) =
         (with_address(name, address)?, with_address(name, Ipv4Addr::new(255, 255, 255, 0))?);
     // SAFETY: the descriptor is open and the requests outlive the calls, which only read them.
     unsafe {
         ioctl::set_address(fd, &raw const address)?;
         ioctl::set_netmask(fd, &raw const netmask)?;
-        ioctl::set_flags(fd, &raw const flags)?;
     }
-    Ok(())
+    set_up(name)
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use cpr_tests::lab::judge::{self, Verdict};
+use cpr_tests::lab::peer::PeerReport;
 use cpr_tests::lab::report::Report;
 use cpr_tests::lab::scenario::Scenario;
 use cpr_tests::lab::{alone, host, init, inside, operator};
@@ -144,6 +145,12 @@ fn figures(report: &Report) {
         println!(
             "  net, {step}: {} answers to pings, {} lost, {} out of order, {} again, longest gap {:.1} ms; TCP {} messages, longest gap {:.1} ms",
             net.answers, net.lost, net.reordered, net.repeated, net.gap, net.messages, net.stream_gap
+        );
+    }
+    for PeerReport { step, net } in &report.peer {
+        println!(
+            "  peer outside, {step}: {} answers to pings, longest gap {:.1} ms; TCP {} messages, longest gap {:.1} ms",
+            net.answers, net.gap, net.messages, net.stream_gap
         );
     }
     for (step, vsock) in report.steps.iter().filter_map(|step| Some((&step.step, step.vsock.as_ref()?))) {

@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use super::peer::{Peer, STEP_MARK};
 use super::report::Report;
 use super::root::Root;
 use super::scenario::{Host, Scenario};
-use super::watch::{self, Watched};
-use super::{assigned, dax, disks, image, kexec, operator, qemu};
+use super::watch::{self, Seen, Watched};
+use super::{assigned, dax, disks, image, kexec, operator, peer, qemu};
 
 /// Runs a scenario on its host; its files and the host's console are kept in `directory`.
 pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report> {
@@ -38,6 +39,10 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
         [&roots, disks, kexec::disk(directory, scenario, &guest_kernel, &guest_initrd)?.as_slice()].concat();
     let dax = dax::cmdline(&scenario.in_dax());
     let console = directory.join("console.log");
+    let mut others = assigned::others(&scenario.guest);
+    if scenario.is_bridged() {
+        others.extend(peer::prepare()?);
+    }
     let machine = qemu::Machine {
         cpus: host.cpus,
         memory: &host.memory,
@@ -50,7 +55,7 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
         tap: None,
         serial: &[format!("file:{}", console.display()), "stdio".into()],
         console: None,
-        others: &assigned::others(&scenario.guest),
+        others: &others,
     };
     let deadline = Instant::now() + scenario.bound();
     if host.root.is_some() {
@@ -58,10 +63,17 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
         return operator::outside::run(&machine, ends, deadline, &console);
     }
     let watched = Watched::start(&machine)?;
-    let mut report = None;
+    let peer = scenario.is_bridged().then(|| Peer::start(deadline));
+    let (mut report, mut seen) = (None, Vec::new());
     let ending = loop {
-        match watched.report(deadline, |line| println!("{line}")) {
-            Ok(json) => report = Some(serde_json::from_str::<Report>(&json).context("reading the report")?),
+        match watched.next(deadline) {
+            Ok(Seen::Report(json)) => {
+                report = Some(serde_json::from_str::<Report>(&json).context("reading the report")?);
+            }
+            Ok(Seen::Line(line)) => match (line.split_once(STEP_MARK), &peer) {
+                (Some((_, step)), Some(peer)) => seen.extend(peer.take(step)),
+                _ => println!("{line}"),
+            },
             Err(RecvTimeoutError::Disconnected) => break "the host ended without a report",
             Err(RecvTimeoutError::Timeout) => break "the bound was reached",
         }
@@ -72,7 +84,7 @@ pub fn run(scenario: &Scenario, host: &Host, directory: &Path) -> Result<Report>
     let second = scenario.second.iter().flat_map(|second| disks::check(second, seconds));
     let file_systems = disks::check(&scenario.guest, firsts).into_iter().chain(second).collect();
     match report {
-        Some(report) => Ok(Report { file_systems, ..report }),
+        Some(report) => Ok(Report { file_systems, peer: seen, ..report }),
         None => bail!("{ending}; its console is in {}", console.display()),
     }
 }

@@ -119,6 +119,9 @@ pub fn host(
     if scenario.host.as_ref().is_some_and(|host| host.root.is_some()) {
         modules.extend(ROOT_MODULES);
     }
+    if scenario.is_bridged() {
+        modules.push("bridge");
+    }
     add_modules(&mut archive, host_kernel, &modules)?;
     archive.finish().with_context(|| format!("writing {}", path.display()))
 }

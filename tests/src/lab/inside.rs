@@ -19,7 +19,7 @@ use super::paths::GUESTS;
 use super::report::Report;
 use super::scenario::{Kernel, Scenario, Step};
 use super::vfio::{self, Bound};
-use super::{assigned, autopsy, dax, disks, judge, net, paths, stale, steps, units};
+use super::{assigned, autopsy, dax, disks, judge, net, paths, peer, stale, steps, units};
 
 /// How long a guest that fell silent may take to say something when it was handed over once more.
 const AFTER_EXAMINATION: Duration = Duration::from_secs(20);
@@ -151,7 +151,7 @@ fn watched(
     host_log: Option<&mut HostLog>,
 ) -> Result<Report> {
     if let Some(net) = &scenario.guest.net {
-        net::prepare(net)?;
+        if scenario.is_bridged() { peer::bridge(net)? } else { net::prepare(net)? }
     }
     fs::create_dir_all(paths::RUNTIME)?;
     fs::create_dir_all(paths::LOGS)?;

@@ -17,6 +17,7 @@
 //! 9. Of a guest that falls silent [`autopsy`] tells where its vCPUs stand.
 //! 10. A host may go into other kernels ([`kexec`]), with the guest's RAM in memory that outlives them ([`dax`]); [`stale`] is
 //!     what must not be loaded there.
+//!     A [`peer`] outside holds a connection with the guest meanwhile.
 //! 11. A host may have a [`root`] of its own with systemd, under which the guests are units, and an [`operator`].
 //! 12. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
 
@@ -47,6 +48,7 @@ pub mod net;
 pub mod operator;
 pub mod owner;
 pub mod paths;
+pub mod peer;
 pub mod qemu;
 pub mod report;
 pub mod root;

@@ -113,7 +113,7 @@ pub fn prepare(net: &Net) -> Result<()> {
 }
 
 /// The interface that has the address of the host's own card.
-fn own_card() -> Result<String> {
+pub fn own_card() -> Result<String> {
     let classes = fs::read_dir("/sys/class/net").context("listing the network interfaces")?;
     let is_own = |entry: &DirEntry| {
         fs::read_to_string(entry.path().join("address")).is_ok_and(|address| address.trim() == HOST_MAC)
@@ -125,13 +125,18 @@ fn own_card() -> Result<String> {
 
 /// Makes a tap that stays, for so many queues, and gives it its address.
 pub fn make(name: &str, queues: u16, address: Ipv4Addr) -> Result<()> {
+    tap(name, queues)?;
+    link::up(name, address).with_context(|| format!("setting up the tap {name}"))
+}
+
+/// Makes a tap that stays, for so many queues.
+pub fn tap(name: &str, queues: u16) -> Result<()> {
     let tun =
         OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("opening /dev/net/tun")?;
     let mut request = link::request(name)?;
     let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as i16;
-    attach(&tun, &request).with_context(|| format!("making the tap {name}"))?;
-    link::up(name, address).with_context(|| format!("setting up the tap {name}"))
+    attach(&tun, &request).with_context(|| format!("making the tap {name}"))
 }
 
 fn attach(tun: &File, request: &libc::ifreq) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use super::net::NetReport;
 use super::operator::OperationReport;
+use super::peer::PeerReport;
 use super::vsock::VsockReport;
 use guest_init::status::{Rom, Status};
 use guest_init::stream::StreamStats;
@@ -133,6 +134,9 @@ pub struct Report {
     /// What is wrong with the file systems on its disks after that.
     #[serde(default)]
     pub file_systems: Vec<String>,
+    /// What the guest's peer outside its host saw of each step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peer: Vec<PeerReport>,
     /// What became of the operations of a host's operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub operations: Vec<OperationReport>,

@@ -15,6 +15,7 @@ use super::getty::Getty;
 use super::host_log::HostLog;
 use super::kexec::{self, Arrival, Mark, Progress, Rate};
 use super::net::Network;
+use super::peer::STEP_MARK;
 use super::report::{Report, StepReport};
 use super::root::Patience;
 use super::scenario::{Kernel, Mode, Scenario, Step};
@@ -205,6 +206,9 @@ impl Run<'_> {
                 report.drift
             );
             self.report.steps.push(report);
+            if scenario.is_bridged() {
+                println!("{STEP_MARK}{step}");
+            }
             if step != Step::PowerOff {
                 // A device that is opened afresh is reset, which the host's kernel says.
                 let renewed = self.suspends && matches!(step, Step::Kexec | Step::HandOver(Mode::Reboot));
@@ -226,7 +230,7 @@ impl Run<'_> {
             println!("guest prompts for a login");
         }
         self.console.start_pinging();
-        if scenario.guest.net.is_some() {
+        if scenario.guest.net.is_some() && !scenario.is_bridged() {
             self.network = Some(Network::start()?);
         }
         if scenario.guest.vsock {

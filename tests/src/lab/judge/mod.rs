@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use self::step::Before;
 pub use self::verdict::Verdict;
 use super::assigned::kinds;
+use super::peer::PeerReport;
 use super::report::Report;
 use super::scenario::{Scenario, Step};
 
@@ -75,6 +76,9 @@ pub fn judge(scenario: &Scenario, report: &Report) -> Verdict {
         guest::disks(status, report.powered_off, scenario, &mut verdict);
     }
     judge_stream(report, &mut verdict);
+    if scenario.is_bridged() {
+        peer(scenario, &report.peer, &mut verdict);
+    }
     judge_messages(report, &mut verdict);
     assigned::judge(scenario, report, &mut verdict);
     verdict
@@ -85,6 +89,27 @@ pub fn judge(scenario: &Scenario, report: &Report) -> Verdict {
         None => judge_completeness(scenario, report, &mut verdict),
     }
     verdict
+}
+
+/// What the guest's peer saw: its connection outlives every kernel of the host's.
+fn peer(scenario: &Scenario, seen: &[PeerReport], verdict: &mut Verdict) {
+    let (first, wanted) =
+        (seen.first().map(|seen| &seen.step), scenario.steps.first().map(ToString::to_string));
+    if first != wanted.as_ref() {
+        verdict.doubtful.push("the peer outside was not connected before the first handover".into());
+    }
+    for PeerReport { step, net } in seen {
+        if let Some(what) = &net.broken {
+            verdict.wrong.push(format!("{step}: the TCP connection with the peer outside broke: {what}"));
+        }
+    }
+    match seen.last() {
+        Some(last) if last.net.messages > 0 => {}
+        Some(last) => verdict
+            .wrong
+            .push(format!("{}: the TCP connection with the peer outside did not go on", last.step)),
+        None => verdict.wrong.push("the peer outside was never connected".into()),
+    }
 }
 
 /// What the operator of a host saw.

@@ -160,8 +160,12 @@ impl Scenario {
         );
         if let Some(second) = &scenario.second {
             let virtio = |guest: &Guest| guest.root.is_some() || !guest.disks.is_empty();
+            let bridged = scenario.is_bridged();
             let other = |guest: &Guest| {
-                guest.net.is_some() || guest.vsock || guest.edu.is_some() || !guest.devices.is_empty()
+                guest.net.is_some() && !bridged
+                    || guest.vsock
+                    || guest.edu.is_some()
+                    || !guest.devices.is_empty()
             };
             let first = &scenario.guest;
             ensure!(
@@ -192,7 +196,8 @@ impl Scenario {
             path.display()
         );
         let next = scenario.host.as_ref().map_or(0, |host| host.next.len());
-        let may_kexec = scenario.guest.net.is_none()
+        let may_kexec = scenario.guest.net.as_ref().is_none_or(|net| net.card.is_none())
+            && scenario.second.as_ref().is_none_or(|second| second.net.is_none())
             && !scenario.guest.vsock
             && (scenario.assigned().is_empty() || scenario.guest.agent)
             && scenario.second.as_ref().is_none_or(|second| {
@@ -221,6 +226,11 @@ impl Scenario {
     pub fn of_second(&self) -> Option<Self> {
         let guest = self.second.clone()?;
         Some(Self { guest, second: None, ..self.clone() })
+    }
+
+    /// Whether the guest's network reaches over a bridge of the host's to a peer outside, for it outlives the host's kernel.
+    pub fn is_bridged(&self) -> bool {
+        self.guest.net.is_some() && self.host.as_ref().is_some_and(|host| !host.next.is_empty())
     }
 
     /// MiB of the RAM of each guest that has it in a DAX device.
