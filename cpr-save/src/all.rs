@@ -250,7 +250,7 @@ fn way_of(vm: &Path, name: &str, plan: &Plan, shelf: &Shelf) -> Result<Option<(P
             channels: Channels { main: Some(to), cpr: None },
             ..plan.clone()
         };
-        match way_to(&mut guest, plan) {
+        match way_to(&mut guest, &plan) {
             Ok(plan) => return Ok(Some((plan, from))),
             Err(Failure::Refused { blockers: found, error }) => {
                 blockers.extend(found.into_iter().filter(|one| !blockers.contains(one)).collect::<Vec<_>>());
@@ -264,7 +264,7 @@ fn way_of(vm: &Path, name: &str, plan: &Plan, shelf: &Shelf) -> Result<Option<(P
 }
 
 /// How a guest goes to one place: asleep only where it must, and its RAM copied only where it would not outlive a kexec, whatever comes.
-fn way_to(guest: &mut Guest, plan: Plan) -> Result<Plan, Failure> {
+fn way_to(guest: &mut Guest, plan: &Plan) -> Result<Plan, Failure> {
     // Others than us do not say what outlives a kexec.
     let (knows, told) = (guest.has_cpr_commands, plan.suspend);
     let mut plans = Vec::new();
