@@ -128,7 +128,7 @@ pub fn run(
         Operation::KexecRefused => {
             must("systemctl", &["mask", "--runtime", "kexec.target"])?;
             let (code, said) = run_program("host-upgrade", &upgrade);
-            if code != Some(1) || !said.contains("runs here as before") {
+            if code != Some(1) || !said.contains("guest 'vm1' runs here") {
                 report.wrong.push(format!("a kexec that systemd refuses ended with {code:?}: {said}"));
             }
             let ours = said.lines().filter(|line| line.starts_with("host-upgrade: "));
