@@ -213,7 +213,12 @@ fn ready(all: &All, progress: &Progress) -> Result<Ready, Failure> {
     }
     listed.retain(|(name, _)| !all.except.contains(name));
     for (name, vm) in listed {
-        match way_of(&vm, &name, &all.plan, &all.shelf) {
+        let way = match guest_at(&vm).map_err(Failure::refused) {
+            Ok(Some((mut guest, _))) => way_of(&mut guest, &name, &all.plan, &all.shelf).map(Some),
+            Ok(None) => Ok(None),
+            Err(failure) => Err(failure),
+        };
+        match way {
             Ok(Some((plan, from))) => ready.guests.push(One { name, vm, plan, from }),
             Ok(None) => {
                 progress.of(&name).note("has no guest", &json!({"event": "passed-over"}));
@@ -233,16 +238,11 @@ fn ready(all: &All, progress: &Progress) -> Result<Ready, Failure> {
 pub fn best(vm: &Path, plan: &Plan, shelf: &Shelf) -> Result<Plan, Failure> {
     let mut guest = Guest::connect(vm)?;
     let name = guest.name().map_err(Failure::refused)?;
-    drop(guest);
-    match way_of(vm, &name, plan, shelf)? {
-        Some((plan, _)) => Ok(plan),
-        None => Err(Failure::refused(anyhow!("{} has no guest", vm.display()))),
-    }
+    way_of(&mut guest, &name, plan, shelf).map(|(plan, _)| plan)
 }
 
-/// How a guest goes and where it is found then, if there is one, when nothing stands in its way to one of the places.
-fn way_of(vm: &Path, name: &str, plan: &Plan, shelf: &Shelf) -> Result<Option<(Plan, String)>, Failure> {
-    let Some((mut guest, _)) = guest_at(vm).map_err(Failure::refused)? else { return Ok(None) };
+/// How a guest goes and where it is found then, when nothing stands in its way to one of the places.
+fn way_of(guest: &mut Guest, name: &str, plan: &Plan, shelf: &Shelf) -> Result<(Plan, String), Failure> {
     let (mut blockers, mut why) = (Vec::new(), None);
     for (to, from) in shelf.places(name) {
         let plan = Plan {
@@ -250,8 +250,8 @@ fn way_of(vm: &Path, name: &str, plan: &Plan, shelf: &Shelf) -> Result<Option<(P
             channels: Channels { main: Some(to), cpr: None },
             ..plan.clone()
         };
-        match way_to(&mut guest, &plan) {
-            Ok(plan) => return Ok(Some((plan, from))),
+        match way_to(guest, &plan) {
+            Ok(plan) => return Ok((plan, from)),
             Err(Failure::Refused { blockers: found, error }) => {
                 blockers.extend(found.into_iter().filter(|one| !blockers.contains(one)).collect::<Vec<_>>());
                 why.get_or_insert(error);

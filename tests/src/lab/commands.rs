@@ -106,14 +106,23 @@ pub fn phases(said: &Value) -> Result<Vec<PhaseTime>> {
 }
 
 /// Checks until there is a value, for as long as anything may take.
-pub fn until<T>(what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + WITHIN;
+pub fn until<T>(what: &str, check: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_within(WITHIN, what, check)
+}
+
+/// Checks until there is a value, for so long.
+pub fn until_within<T>(
+    within: Duration,
+    what: &str,
+    mut check: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + within;
     loop {
         if let Some(value) = check()? {
             return Ok(value);
         }
         if Instant::now() > deadline {
-            bail!("waited {WITHIN:?} for {what}");
+            bail!("waited {within:?} for {what}");
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 
 use super::guest::Followed;
 use super::{KEPT, LAB, Operation, OperationReport, POWER_LOSS, Progress, UnderWay};
+use crate::lab::commands::until_within;
 use crate::lab::kexec;
 use crate::lab::paths::{self, GUESTS};
 use crate::lab::scenario::Scenario;
@@ -215,12 +216,7 @@ fn stray() -> Result<Child> {
 }
 
 fn wait_for(what: &str, mut check: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + DOWN_WITHIN;
-    while !check()? {
-        ensure!(Instant::now() < deadline, "waited {DOWN_WITHIN:?} for {what}");
-        thread::sleep(Duration::from_millis(100));
-    }
-    Ok(())
+    until_within(DOWN_WITHIN, what, || Ok(check()?.then_some(())))
 }
 
 /// Whether a unit that was stopped says that its guest was, by itself.
