@@ -6,13 +6,15 @@ use guest_init::status::Status;
 use nix::time::ClockId;
 
 use crate::clocks::{monotonic, nanoseconds};
+use crate::setup::{self, Before};
 use crate::{Watch, power};
 
 /// Longest command, in bytes.
 const LONGEST: usize = 256;
 
-/// Answers commands without end.
+/// Answers commands without end, whatever the load.
 pub fn serve(watch: &Watch) -> Result<(), Box<dyn std::error::Error>> {
+    setup::real_time(Before::Load);
     let mut line = Vec::new();
     let mut buffer = [0; 64];
     loop {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use guest_init::status::Heartbeat;
 
 use crate::clocks::{Clocks, monotonic};
-use crate::setup;
+use crate::setup::{self, Before};
 
 /// What one CPU's heartbeat has seen.
 #[derive(Default)]
@@ -36,7 +36,7 @@ impl Beats {
 /// Beats without end on one CPU, reading all clocks at each beat.
 pub fn run(beats: &Beats, clocks: &Clocks, cpu: usize) {
     setup::pin(cpu);
-    setup::real_time();
+    setup::real_time(Before::Answers);
     let mut own = [0; 4];
     let mut last = monotonic();
     loop {

@@ -27,9 +27,18 @@ pub fn unthrottle() {
     let _ = std::fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1");
 }
 
-/// Lets the calling thread run before any ordinary one, so that load does not delay it.
-pub fn real_time() {
-    let parameter = libc::sched_param { sched_priority: 10 };
+/// How much a real-time thread goes before others of its kind.
+#[derive(Clone, Copy)]
+pub enum Before {
+    /// Any ordinary thread.
+    Load = 5,
+    /// Those that answer, too.
+    Answers = 10,
+}
+
+/// Lets the calling thread run before others, so that these do not delay it.
+pub fn real_time(before: Before) {
+    let parameter = libc::sched_param { sched_priority: before as libc::c_int };
     // SAFETY: the parameter outlives the call, and 0 names the calling thread.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
 }

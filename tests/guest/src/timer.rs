@@ -8,7 +8,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::clocks::monotonic;
-use crate::setup;
+use crate::setup::{self, Before};
 
 const PERIOD: Duration = Duration::from_millis(50);
 
@@ -38,7 +38,7 @@ impl TimerWatch {
 
 /// Waits for the timer without end.
 pub fn run(watch: &TimerWatch) {
-    setup::real_time();
+    setup::real_time(Before::Answers);
     let period = PERIOD.as_nanos() as u64;
     let start = monotonic();
     let first = Duration::from_nanos(start + period);

@@ -34,6 +34,9 @@ enum Command {
         /// Their names.
         #[arg(required = true)]
         names: Vec<String>,
+        /// As the tier `long` has them.
+        #[arg(long)]
+        long: bool,
         /// Where the console logs and figures of each are kept.
         #[arg(long, default_value = "target/lab")]
         out: PathBuf,
@@ -52,9 +55,9 @@ fn main() -> Result<ExitCode> {
     }
     match Cli::parse().command {
         Command::List => list(),
-        Command::Run { names, out } => {
+        Command::Run { names, long, out } => {
             let verdicts: Vec<_> =
-                names.iter().map(|name| run(name, &out.join(name))).collect::<Result<_>>()?;
+                names.iter().map(|name| run(name, long, &out.join(name))).collect::<Result<_>>()?;
             return Ok(if verdicts.iter().all(Verdict::is_passed) {
                 ExitCode::SUCCESS
             } else if verdicts.iter().all(|verdict| verdict.is_passed() || verdict.is_doubtful()) {
@@ -78,11 +81,12 @@ fn list() -> Result<()> {
 }
 
 /// Runs one scenario and prints its verdict.
-fn run(name: &str, directory: &Path) -> Result<Verdict> {
+fn run(name: &str, long: bool, directory: &Path) -> Result<Verdict> {
     let paths = Scenario::paths()?;
     let path = paths.iter().find(|path| path.file_stem().is_some_and(|stem| stem == name));
     let scenario =
         Scenario::read(path.with_context(|| format!("no scenario {name}: scripts/lab --list has them"))?)?;
+    let scenario = if long { scenario.at_length() } else { scenario };
     fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     let opened = File::open(directory).with_context(|| format!("opening {}", directory.display()))?;
     // The images in it are made anew, and are a guest's until it ends.

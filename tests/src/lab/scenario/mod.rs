@@ -42,9 +42,24 @@ pub struct Scenario {
     /// What the operator of a host with a root does, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub operations: Vec<Operation>,
+    /// What is done instead in the tier `long`, where a machine has the time: more of the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub long: Option<Long>,
     /// How far what is seen may be from what is promised.
     #[serde(default)]
     pub margins: Margins,
+}
+
+/// What is done in the tier `long`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Long {
+    /// With the guest.
+    #[serde(default)]
+    pub steps: Vec<Step>,
+    /// By the operator.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<Operation>,
 }
 
 /// The machine that the commands run on.
@@ -134,18 +149,34 @@ impl Scenario {
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let scenario: Self =
             toml::from_str(&text).with_context(|| format!("{} is no scenario", path.display()))?;
+        for scenario in [&scenario, &scenario.clone().at_length()] {
+            scenario.check(path)?;
+        }
+        Ok(scenario)
+    }
+
+    /// The scenario as the tier `long` has it: the same, if that has nothing of its own.
+    pub fn at_length(mut self) -> Self {
+        if let Some(Long { steps, operations }) = self.long.take() {
+            (self.steps, self.operations) = (steps, operations);
+        }
+        self
+    }
+
+    /// Whether it can be run.
+    fn check(&self, path: &Path) -> Result<()> {
         ensure!(
-            scenario.guest.root.is_none() || scenario.guest.console == Terminal::Virtio,
+            self.guest.root.is_none() || self.guest.console == Terminal::Virtio,
             "{}: a guest with a root has its own console on the serial port: give it console = \"virtio\"",
             path.display()
         );
         ensure!(
-            !scenario.guest.agent || scenario.guest.console == Terminal::Virtio,
+            !self.guest.agent || self.guest.console == Terminal::Virtio,
             "{}: a guest's agent is on a port of its virtio console: give it console = \"virtio\"",
             path.display()
         );
         ensure!(
-            scenario.host.is_some() || scenario.guest.net.as_ref().is_none_or(|net| net.card.is_none()),
+            self.host.is_some() || self.guest.net.as_ref().is_none_or(|net| net.card.is_none()),
             "{}: a card is assigned by a host: give the scenario one",
             path.display()
         );
@@ -154,22 +185,22 @@ impl Scenario {
             guest.assigned.iter().any(|disk| std::mem::replace(&mut before, disk.beside) && disk.beside)
         };
         ensure!(
-            !beside(&scenario.guest) && !scenario.second.as_ref().is_some_and(beside),
+            !beside(&self.guest) && !self.second.as_ref().is_some_and(beside),
             "{}: a disk that is beside another comes after one that is not",
             path.display()
         );
-        if let Some(second) = &scenario.second {
+        if let Some(second) = &self.second {
             let virtio = |guest: &Guest| guest.root.is_some() || !guest.disks.is_empty();
-            let bridged = scenario.is_bridged();
+            let bridged = self.is_bridged();
             let other = |guest: &Guest| {
                 guest.net.is_some() && !bridged
                     || guest.vsock
                     || guest.edu.is_some()
                     || !guest.devices.is_empty()
             };
-            let first = &scenario.guest;
+            let first = &self.guest;
             ensure!(
-                scenario.host.is_some()
+                self.host.is_some()
                     && !other(first)
                     && !other(second)
                     && !virtio(second)
@@ -181,34 +212,34 @@ impl Scenario {
         }
         let reboots = |step: Step| matches!(step, Step::HandOver(Mode::Reboot) | Step::Paused(Mode::Reboot));
         ensure!(
-            scenario.assigned().is_empty()
-                || scenario.guest.agent
-                || !scenario.steps.iter().flat_map(|step| step.expand()).any(reboots),
+            self.assigned().is_empty()
+                || self.guest.agent
+                || !self.steps.iter().flat_map(|step| step.expand()).any(reboots),
             "{}: an assigned device does not outlive a reboot: give the guest an agent, or live COUNT, not mixed COUNT or reboot",
             path.display()
         );
-        let kexecs = scenario.steps.iter().filter(|step| **step == Step::Kexec).count()
-            + scenario.operations.iter().filter(|operation| operation.goes_into_a_kernel()).count();
-        let has_root = scenario.host.as_ref().is_some_and(|host| host.root.is_some());
+        let kexecs = self.steps.iter().filter(|step| **step == Step::Kexec).count()
+            + self.operations.iter().filter(|operation| operation.goes_into_a_kernel()).count();
+        let has_root = self.host.as_ref().is_some_and(|host| host.root.is_some());
         ensure!(
-            has_root == scenario.steps.is_empty() && has_root != scenario.operations.is_empty(),
+            has_root == self.steps.is_empty() && has_root != self.operations.is_empty(),
             "{}: a host with a root has operations, and any other steps",
             path.display()
         );
-        let next = scenario.host.as_ref().map_or(0, |host| host.next.len());
-        let may_kexec = scenario.guest.net.as_ref().is_none_or(|net| net.card.is_none())
-            && scenario.second.as_ref().is_none_or(|second| second.net.is_none())
-            && !scenario.guest.vsock
-            && (scenario.assigned().is_empty() || scenario.guest.agent)
-            && scenario.second.as_ref().is_none_or(|second| {
-                (second.backing, second.live_update) == (scenario.guest.backing, scenario.guest.live_update)
+        let next = self.host.as_ref().map_or(0, |host| host.next.len());
+        let may_kexec = self.guest.net.as_ref().is_none_or(|net| net.card.is_none())
+            && self.second.as_ref().is_none_or(|second| second.net.is_none())
+            && !self.guest.vsock
+            && (self.assigned().is_empty() || self.guest.agent)
+            && self.second.as_ref().is_none_or(|second| {
+                (second.backing, second.live_update) == (self.guest.backing, self.guest.live_update)
             });
         ensure!(
-            kexecs == next && (next == 0 || may_kexec),
+            kexecs <= next && (kexecs == 0) == (next == 0) && (next == 0 || may_kexec),
             "{}: a host has a next kernel for each kexec, and then its guests have one backing, are saved alike, and have no network, AF_VSOCK, or device of its without an agent",
             path.display()
         );
-        Ok(scenario)
+        Ok(())
     }
 
     /// All devices of the host's that are assigned, and where they are: the first guest's, then the second's.
