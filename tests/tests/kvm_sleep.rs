@@ -34,6 +34,7 @@ cpr_tests::tests!(
     a_guest_that_does_not_suspend_in_time_goes_on_and_the_message_says_why_and_what_would_do,
     a_guest_without_an_agents_port_or_paused_is_refused_and_not_touched,
     a_guest_that_is_suspended_and_then_not_saved_is_woken,
+    a_guest_that_falls_asleep_too_late_is_woken_and_may_be_suspended_again,
 );
 
 /// Where a guest's RAM has what nobody but the test wrote.
@@ -311,6 +312,27 @@ fn a_guest_that_does_not_suspend_in_time_goes_on_and_the_message_says_why_and_wh
         vm.goes_on()?;
     }
     Ok(())
+}
+
+fn a_guest_that_falls_asleep_too_late_is_woken_and_may_be_suspended_again() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let (mut vm, port) = boot_with(&host, Agent::DoesNothing)?;
+    let file = host.fresh("state");
+    vm.save("reboot", &["--suspend=1", "--to", &format!("file:{}", file.display())])?
+        .must_say(1, "is woken")?;
+    vm.goes_on()?;
+    vm.ram.u32(layout::area(0) + layout::SLEEP).store(1, SeqCst);
+    woken(&vm, 1)?;
+    // Once.
+    sleep(&vm, 1)?;
+    vm.stands_still()?;
+    vm.ask("system_wakeup")?;
+    woken(&vm, 2)?;
+    // One that was given up stays in nobody's way.
+    vm.save("reboot", &["--suspend=1", "--to", &format!("file:{}", file.display())])?.must_be(1)?;
+    stand_in(&host, &vm, &port, Agent::Suspends)?;
+    through_a_file(&host, &mut vm, &port, &[])?;
+    woken(&vm, 3).map(drop)
 }
 
 fn a_guest_without_an_agents_port_or_paused_is_refused_and_not_touched() -> anyhow::Result<()> {

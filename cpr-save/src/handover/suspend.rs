@@ -16,6 +16,8 @@ use crate::signals::Signals;
 
 /// How long an agent may take to answer at all.
 const ANSWERS: Duration = Duration::from_secs(10);
+/// How long a guest may take to fall asleep after it was given up: its kernel waits for 20 s for its programs alone.
+const ON_ITS_WAY: Duration = Duration::from_mins(5);
 
 /// Has the guest's agent suspend it, and waits until it sleeps. `false` if it did already.
 pub fn suspend(
@@ -31,46 +33,74 @@ pub fn suspend(
         return Ok(false);
     }
     progress.step("suspending the guest", &json!({"event": "suspending"}));
-    match falls_asleep(guest, within, signals) {
-        Ok(()) => Ok(true),
-        Err(error) => {
-            let state = guest.run_state();
-            // It may have fallen asleep while we gave it up.
-            if matches!(state, Ok(RunState::Suspended)) {
-                return if signals.came() { Err(wake(guest, error)) } else { Ok(true) };
-            }
-            Err(match state {
-                Ok(state) => Failure::InSource { state, error },
-                Err(unknown) => Failure::Unknown(error.context(unknown)),
-            })
-        }
+    let deadline = Instant::now() + within;
+    let mut agent = ask(guest, deadline).map_err(|error| Failure::InSource { state, error })?;
+    match falls_asleep(guest, &mut agent, deadline, signals) {
+        Ok(true) => Ok(true),
+        Ok(false) => Err(keep_awake(guest, late(within))),
+        Err(error) => Err(keep_awake(guest, error)),
     }
 }
 
-fn falls_asleep(guest: &mut Guest, within: Duration, signals: &Signals) -> anyhow::Result<()> {
-    let deadline = Instant::now() + within;
+/// Has its agent begin to suspend the guest.
+fn ask(guest: &mut Guest, deadline: Instant) -> anyhow::Result<Agent> {
     let answer = guest.execute("x-cpr-agent", &json!({})).context("looking for the guest's agent")?;
     let socket = PathBuf::deserialize(&answer["socket"]).context("x-cpr-agent")?;
     let mut agent = Agent::find(&socket, deadline.min(Instant::now() + ANSWERS))?;
+    // It may sleep again, where an earlier try was given up.
+    stay_awake(guest, Duration::ZERO)?;
     agent.suspend()?;
+    Ok(agent)
+}
+
+/// Whether the guest sleeps before the deadline.
+fn falls_asleep(
+    guest: &mut Guest,
+    agent: &mut Agent,
+    deadline: Instant,
+    signals: &Signals,
+) -> anyhow::Result<bool> {
     while Instant::now() < deadline {
         if guest.run_state()? == RunState::Suspended {
-            return Ok(());
+            return Ok(true);
         }
         if let Some(why) = agent.refusal() {
             return Err(anyhow!("the guest's agent will not suspend it: {why}"));
         }
         if signals.arrived() {
-            return Err(anyhow!(
-                "interrupted by a signal while the guest was to suspend; should it sleep yet, system_wakeup wakes it"
-            ));
+            return Err(anyhow!("interrupted by a signal while the guest was to suspend"));
         }
     }
-    Err(anyhow!(
+    // It may have fallen asleep in the last moment.
+    Ok(guest.run_state()? == RunState::Suspended)
+}
+
+fn late(within: Duration) -> anyhow::Error {
+    anyhow!(
         "the guest did not suspend within {} s, and goes on: give it more (--suspend=SECONDS), or look in its log for what keeps it \
-         from sleeping; should it sleep yet, system_wakeup wakes it",
-        within.as_secs()
-    ))
+         from sleeping; should it sleep in the next {} s, it is woken",
+        within.as_secs(),
+        ON_ITS_WAY.as_secs()
+    )
+}
+
+fn stay_awake(guest: &mut Guest, time: Duration) -> anyhow::Result<()> {
+    guest.execute("x-cpr-stay-awake", &json!({"seconds": time.as_secs()}))?;
+    Ok(())
+}
+
+/// Has a guest go on that was asked to sleep, and may be on its way; gives the failure with how it is by now.
+fn keep_awake(guest: &mut Guest, error: anyhow::Error) -> Failure {
+    let error = match stay_awake(guest, ON_ITS_WAY) {
+        Ok(()) => error,
+        Err(asleep) => error.context(format!(
+            "the guest was asked to suspend, and may sleep yet, when system_wakeup wakes it; to have that done failed: {asleep:#}"
+        )),
+    };
+    match guest.run_state() {
+        Ok(state) => Failure::InSource { state, error },
+        Err(unknown) => Failure::Unknown(error.context(unknown)),
+    }
 }
 
 /// Wakes a guest that was suspended and is still in the source; gives the failure with how the guest is by now.

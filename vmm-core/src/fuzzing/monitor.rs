@@ -1,6 +1,7 @@
 //! What a client of the monitor is answered.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::config::Uuid;
 use crate::cpr::blockers::Blocker;
@@ -34,6 +35,9 @@ impl Control for Obedient {
         Ok(())
     }
     fn system_wakeup(&self) -> Done {
+        Ok(())
+    }
+    fn stay_awake(&self, _time: Duration) -> Done {
         Ok(())
     }
     fn system_powerdown(&self) -> Done {

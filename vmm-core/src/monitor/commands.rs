@@ -1,5 +1,7 @@
 //! From a request to its answer: what QMP asks, said to [`Control`].
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::args::Args;
@@ -50,6 +52,7 @@ const COMMANDS: &[(&str, Command)] = &[
     ("x-cpr-agent", With(agent)),
     ("x-cpr-check", With(check)),
     ("x-cpr-report", Query(|control| json!(control.report()))),
+    ("x-cpr-stay-awake", With(stay_awake)),
 ];
 
 fn names() -> impl Iterator<Item = &'static str> {
@@ -271,6 +274,15 @@ fn query_balloon(control: &dyn Control, args: Args) -> Answer {
 fn agent(control: &dyn Control, args: Args) -> Answer {
     args.finish()?;
     Ok(json!({"socket": control.agent()?}))
+}
+
+fn stay_awake(control: &dyn Control, mut args: Args) -> Answer {
+    const LONGEST: u64 = 3600;
+    let seconds = args.optional_u64("seconds")?.filter(|seconds| *seconds <= LONGEST);
+    let seconds = seconds.ok_or_else(|| CommandError::generic("Parameter 'seconds': expected 0 to 3600"))?;
+    args.finish()?;
+    control.stay_awake(Duration::from_secs(seconds))?;
+    Ok(json!({}))
 }
 
 fn check(control: &dyn Control, mut args: Args) -> Answer {

@@ -1,6 +1,7 @@
 //! What the commands need from the machine.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +97,8 @@ pub trait Control: Send + Sync {
     fn cont(&self) -> Result<(), CommandError>;
     /// Wakes a suspended guest.
     fn system_wakeup(&self) -> Result<(), CommandError>;
+    /// Wakes a guest that sleeps, or goes to sleep within this time, once; with no time, lets it sleep.
+    fn stay_awake(&self, time: Duration) -> Result<(), CommandError>;
     /// Presses the power button.
     fn system_powerdown(&self) -> Result<(), CommandError>;
     /// Resets the guest.

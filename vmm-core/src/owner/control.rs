@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use super::{Guest, Shared, Task, agent, lock};
 use crate::config::Uuid;
@@ -65,6 +66,12 @@ impl Control for Shared {
             return Err(CommandError::generic("Unable to wake up: guest is not in suspended state"));
         }
         self.wake(&guest).map_err(generic)
+    }
+
+    fn stay_awake(&self, time: Duration) -> Result<(), CommandError> {
+        let guest = self.needs_guest()?;
+        self.awake.set(time);
+        self.wake_if_wanted(&guest).map_err(generic)
     }
 
     fn system_powerdown(&self) -> Result<(), CommandError> {
@@ -189,6 +196,13 @@ impl Shared {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Wakes a guest that sleeps although it is to be awake.
+    pub(super) fn wake_if_wanted(&self, guest: &Machine) -> Result<(), MachineError> {
+        let wanted = guest.run_state() == RunState::Suspended
+            && (guest.is_power_button_pressed() || self.awake.take());
+        if wanted { self.wake(guest) } else { Ok(()) }
     }
 
     /// Name and identity of the guest that is or was here.

@@ -389,7 +389,9 @@ impl Owner {
             MachineEvent::Sleep => match machine.suspend() {
                 Ok(true) => {
                     self.shared.events.emit(Event::Suspend);
-                    self.wake_if_pressed(&machine);
+                    if let Err(error) = self.shared.wake_if_wanted(&machine) {
+                        tracing::error!("waking the guest: {error}");
+                    }
                 }
                 Ok(false) => {}
                 Err(error) => tracing::error!("suspending the guest: {error}"),
@@ -411,16 +413,6 @@ impl Owner {
                 );
                 self.shared.events.emit(Event::DeviceWanted { device });
             }
-        }
-    }
-
-    /// Wakes a guest whose button was pressed while it went to sleep.
-    fn wake_if_pressed(&self, machine: &Machine) {
-        if machine.run_state() == RunState::Suspended
-            && machine.is_power_button_pressed()
-            && let Err(error) = self.shared.wake(machine)
-        {
-            tracing::error!("waking the guest: {error}");
         }
     }
 

@@ -5,6 +5,7 @@
 //! 3. Whoever gave the guest away keeps nothing of it: RAM, descriptors and VM are let go of, and `cont` is refused.
 
 mod agent;
+mod awake;
 mod control;
 mod handover;
 pub mod inbox;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use self::awake::StayAwake;
 use self::inbox::Inbox;
 pub use self::main_loop::{Ended, Owner};
 use crate::config::Uuid;
@@ -191,6 +193,7 @@ pub struct Shared {
     capabilities: Mutex<MigrateCapabilities>,
     events: EventSender,
     inbox: Arc<Inbox<Task>>,
+    awake: StayAwake,
     monitor: OnceLock<Arc<Mutex<MonitorServer>>>,
 }
 
@@ -210,6 +213,7 @@ impl Shared {
             capabilities: Mutex::default(),
             events,
             inbox,
+            awake: StayAwake::default(),
             monitor: OnceLock::new(),
         })
     }

@@ -107,6 +107,7 @@ fn every_command_that_is_listed_is_known_and_refuses_unknown_arguments_by_name()
             "qmp_capabilities" => continue,
             "migrate-set-capabilities" => json!({"capabilities": [], "colour": 1}),
             "balloon" => json!({"value": 1, "colour": 1}),
+            "x-cpr-stay-awake" => json!({"seconds": 1, "colour": 1}),
             "x-cpr-check" => json!({"mode": "cpr-exec", "colour": 1}),
             _ => json!({"colour": 1}),
         };

@@ -68,6 +68,9 @@ impl Control for Fake {
     fn system_wakeup(&self) -> Result<(), CommandError> {
         self.called("system_wakeup".into())
     }
+    fn stay_awake(&self, time: Duration) -> Result<(), CommandError> {
+        self.called(format!("stay_awake {time:?}"))
+    }
     fn system_powerdown(&self) -> Result<(), CommandError> {
         self.called("system_powerdown".into())
     }
