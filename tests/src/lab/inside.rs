@@ -19,7 +19,7 @@ use super::paths::GUESTS;
 use super::report::Report;
 use super::scenario::{Kernel, Scenario, Step};
 use super::vfio::{self, Bound};
-use super::{assigned, autopsy, dax, disks, judge, net, paths, peer, stale, steps, units};
+use super::{assigned, autopsy, dax, disks, judge, misplaced, net, paths, peer, stale, steps, units};
 
 /// How long a guest that fell silent may take to say something when it was handed over once more.
 const AFTER_EXAMINATION: Duration = Duration::from_secs(20);
@@ -39,6 +39,9 @@ pub fn run() -> Result<()> {
         kexec::mount_kept(&scenario)?;
         if host.through && kexec::is_first_arrival()? {
             through(&scenario, host.next[0])?;
+        }
+        if scenario.in_dax().len() == GUESTS.len() && paths::kept_state_file(GUESTS[1]).exists() {
+            misplaced::refuse_all()?;
         }
     }
     disks::slow_down(&scenario.guest)?;
@@ -134,8 +137,13 @@ fn both(scenario: &Scenario, log: Option<&mut HostLog>) -> Report {
     let (meeting, after) = (Arc::new(Meeting::default()), assigned::kinds(&scenario.guest).len());
     thread::scope(|scope| {
         let other = Arc::clone(&meeting);
-        let second = scope.spawn(move || watched(GUESTS[1], &second, after, Some(other), None));
-        let first = watched(GUESTS[0], scenario, 0, Some(meeting), log);
+        let second = scope.spawn(move || {
+            let report = watched(GUESTS[1], &second, after, Some(Arc::clone(&other)), None);
+            other.leave();
+            report
+        });
+        let first = watched(GUESTS[0], scenario, 0, Some(Arc::clone(&meeting)), log);
+        meeting.leave();
         let second = second.join().unwrap_or_else(|_| bail!("the thread of the second guest panicked"));
         let second = Some(Box::new(second.unwrap_or_else(|error| stopped(&error))));
         Report { second, ..first.unwrap_or_else(|error| stopped(&error)) }

@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 
 /// How long one waits for the other.
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -11,23 +11,37 @@ const PATIENCE: Duration = Duration::from_mins(3);
 /// A meeting of two, again and again.
 #[derive(Debug, Default)]
 pub struct Meeting {
-    /// How often anybody came.
-    came: Mutex<u64>,
+    state: Mutex<State>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// How often anybody came.
+    came: u64,
+    /// Whether one of them comes no more.
+    left: bool,
 }
 
 impl Meeting {
     /// Waits for the other one to come as often as this one has.
     pub fn wait(&self) -> Result<()> {
-        let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
-        *came += 1;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.came += 1;
         self.changed.notify_all();
-        let all_there = came.next_multiple_of(2);
-        let waited = self.changed.wait_timeout_while(came, PATIENCE, |came| *came < all_there);
-        if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
-            bail!("waited {PATIENCE:?} for the other guest");
-        }
+        let all_there = state.came.next_multiple_of(2);
+        let waits = |state: &mut State| state.came < all_there && !state.left;
+        let (state, timeout) =
+            self.changed.wait_timeout_while(state, PATIENCE, waits).unwrap_or_else(PoisonError::into_inner);
+        ensure!(!timeout.timed_out(), "waited {PATIENCE:?} for the other guest");
+        ensure!(state.came >= all_there, "the other guest has made its last step");
         Ok(())
+    }
+
+    /// Comes no more: the other one need not wait.
+    pub fn leave(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).left = true;
+        self.changed.notify_all();
     }
 }
 
@@ -37,6 +51,13 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
     use super::*;
+
+    #[test]
+    fn who_waits_for_one_that_has_left_is_told_at_once() {
+        let meeting = Meeting::default();
+        meeting.leave();
+        assert!(meeting.wait().unwrap_err().to_string().contains("last step"));
+    }
 
     #[test]
     fn neither_is_ahead_of_the_other() {

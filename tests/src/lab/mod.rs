@@ -43,6 +43,7 @@ pub mod judge;
 pub mod kexec;
 pub mod mediated;
 pub mod meeting;
+pub mod misplaced;
 pub mod modules;
 pub mod net;
 pub mod operator;

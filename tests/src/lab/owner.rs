@@ -133,7 +133,8 @@ impl Owner {
         self.load_from(&file).map(drop)
     }
 
-    fn monitor(&self) -> Result<Client> {
+    /// Its monitor.
+    pub fn monitor(&self) -> Result<Client> {
         let socket = Path::new(RUNTIME).join(format!("{}.sock", self.name));
         Ok(Client::connect_within(&socket, WITHIN)?)
     }
@@ -218,6 +219,17 @@ impl Owner {
         if !is_in_source(&said) || before != after {
             bail!("the guest was {before}, and is {after} after {mode} was refused: {said}");
         }
+        Ok(said)
+    }
+
+    /// Tries to save the guest suspended, with less time for that than it takes; says how that failed.
+    pub fn suspend_in_vain(&mut self) -> Result<String> {
+        let to = format!("file:{RUNTIME}/{}.vain", self.name);
+        let Err(error) = save(&["reboot", self.name, "--suspend=1", "--copy-ram", "--to", &to]) else {
+            bail!("it was suspended within a second, and saved");
+        };
+        let said = format!("{error:#}");
+        ensure!(is_in_source(&said), "the guest is not said to be in the source: {said}");
         Ok(said)
     }
 

@@ -26,6 +26,8 @@ use super::vsock::Stream;
 const PROMPT_WITHIN: Duration = Duration::from_secs(90);
 /// How long the host may take to go into another kernel.
 const GOES_WITHIN: Duration = Duration::from_mins(1);
+/// How long a guest's load may take to show something; the judge says where it did not.
+const SHOWS_WITHIN: Duration = Duration::from_mins(1);
 /// How long a guest is watched after each handover.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -139,6 +141,7 @@ pub fn run(
         host_log,
         patience: Patience::with(scenario.guest.root),
         suspends: scenario.guest.agent,
+        load: &scenario.guest.load,
         network: None,
         vsock: None,
         rate: Rate::begin(),
@@ -169,6 +172,8 @@ struct Run<'a> {
     patience: Patience,
     /// The guest is suspended to be saved.
     suspends: bool,
+    /// What the guest is put under.
+    load: &'a [String],
     network: Option<Network>,
     vsock: Option<Stream>,
     rate: Rate,
@@ -355,7 +360,11 @@ impl Run<'_> {
             }
             Step::Mixed(_) | Step::Live(_) => bail!("a mixed step is expanded first"),
             Step::Kexec => bail!("there is no next kernel"),
-            Step::Failed | Step::PowerOff => None,
+            Step::PowerOff => {
+                self.see_load()?;
+                None
+            }
+            Step::Failed => None,
         };
         self.finish(step, begun, paused, handed_over)
     }
@@ -406,6 +415,23 @@ impl Run<'_> {
             _ => {}
         }
         Ok(report)
+    }
+
+    /// Waits until each load has shown what it is for, at least once: a guest of few steps may not have come to that.
+    fn see_load(&mut self) -> Result<()> {
+        let deadline = Instant::now() + SHOWS_WITHIN;
+        while Instant::now() < deadline {
+            let status = self.console.status()?.status;
+            let shown = |load: &str, passes: u64| passes > 0 || !self.load.iter().any(|on| on == load);
+            if shown("mem", status.memory.passes)
+                && shown("cpu", status.registers.passes)
+                && shown("rng", status.random.passes)
+            {
+                break;
+            }
+            thread::sleep(SETTLE);
+        }
+        Ok(())
     }
 
     fn hand_over(&mut self, mode: Mode) -> Result<HandOver> {

@@ -38,12 +38,14 @@ pub enum Trouble {
     Mediated,
     /// The target fails, at each message of a transfer: `target`.
     Target,
+    /// The guest's agent suspends it too late to be saved: `suspend`.
+    Suspend,
     /// The target may not have the RAM pinned that assigned devices reach: `memlock`.
     Memlock,
 }
 
 impl Trouble {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::VhostNet,
         Self::VhostVsock,
         Self::Stall,
@@ -51,6 +53,7 @@ impl Trouble {
         Self::Assigned,
         Self::Mediated,
         Self::Target,
+        Self::Suspend,
         Self::Memlock,
     ];
 
@@ -63,6 +66,7 @@ impl Trouble {
             Self::Stall => stall(owner),
             Self::Sync => sync(owner),
             Self::Target => faults::each(owner),
+            Self::Suspend => suspend(owner),
             Self::Memlock => memlock(owner),
             Self::Mediated => mediated(owner),
             Self::Assigned => {
@@ -84,6 +88,7 @@ impl fmt::Display for Trouble {
             Self::Assigned => "assigned",
             Self::Mediated => "mediated",
             Self::Target => "target",
+            Self::Suspend => "suspend",
             Self::Memlock => "memlock",
         })
     }
@@ -120,6 +125,21 @@ fn memlock(owner: &mut Owner) -> Result<Duration> {
     let refused = refused(owner, Mode::Transfer, &["prepare", "RLIMIT_MEMLOCK", "CAP_IPC_LOCK"]);
     owner.confined = false;
     refused.map(|()| Duration::ZERO)
+}
+
+/// It sleeps when it was given up, and is woken.
+fn suspend(owner: &mut Owner) -> Result<Duration> {
+    const ON_ITS_WAY: Duration = Duration::from_mins(2);
+    let since = Instant::now();
+    let mut monitor = owner.monitor()?;
+    let said = owner.suspend_in_vain()?;
+    println!("  refused: {said}");
+    ensure!(
+        said.contains("did not suspend within 1 s") && said.contains("it is woken"),
+        "a guest that suspends late was refused otherwise: {said}"
+    );
+    monitor.wait_event("WAKEUP", ON_ITS_WAY).context("the guest was given up, and fell asleep")?;
+    Ok(since.elapsed())
 }
 
 /// A file of the host's that has another name for a while.

@@ -7,7 +7,7 @@ const OF_THE_MACHINE: [&str; 9] = [
     "TSC stands still",
     "nothing came within 90s",
     "no prompt for a login came",
-    "for the other guest",
+    "the other guest",
     "for the guest to be loaded",
     "did not come up within",
     "BUG: soft lockup",

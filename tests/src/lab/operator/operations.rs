@@ -1,7 +1,7 @@
 //! What the operator does, and what must become of the guests.
 
 use std::convert::Infallible;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -127,6 +127,9 @@ pub fn run(
         Operation::Refusals => refusals(guests, &upgrade, scenario.guest.live_update, report)?,
         Operation::DryRun => dry_run(&upgrade, report)?,
         Operation::KexecRefused => {
+            if scenario.guest.live_update {
+                too_large(&image, report)?;
+            }
             must("systemctl", &["mask", "--runtime", "kexec.target"])?;
             let (code, said) = run_program("host-upgrade", &upgrade);
             if code != Some(1) || !said.contains("guest 'vm1' runs here") {
@@ -184,6 +187,19 @@ fn refusals(
     }
     refused(&[upgrade, &["--command-line", "console=ttyS0"]].concat(), "lacks");
     Ok(())
+}
+
+/// A RAM disk for which what the kernel has set aside to boot the next one in is too small.
+fn too_large(image: &str, report: &mut OperationReport) -> Result<()> {
+    const MORE_THAN_SCRATCH: u64 = 700 << 20;
+    let initrd = Path::new(KEPT).join("too-large");
+    File::create(&initrd)?.set_len(MORE_THAN_SCRATCH)?;
+    let (code, said) = run_program("host-upgrade", &[image, &initrd.display().to_string()]);
+    if code != Some(3) || !said.contains("kho_scratch=") {
+        report.wrong.push(format!("a RAM disk that is too large: {code:?}, {said}"));
+    }
+    report.said.extend(said.lines().filter(|line| line.starts_with("host-upgrade: ")).map(str::to_owned));
+    Ok(fs::remove_file(&initrd)?)
 }
 
 /// A dry run, which is refused where a guest is nobody's, unless that is left behind.

@@ -127,7 +127,7 @@ pub struct Margins {
 
 impl Default for Margins {
     fn default() -> Self {
-        Self { gap_ms: 1500, drift_ms: 250, disk_ms: 20_000, net_ms: 2000 }
+        Self { gap_ms: 4000, drift_ms: 250, disk_ms: 20_000, net_ms: 10_000 }
     }
 }
 
@@ -156,6 +156,7 @@ impl Scenario {
     }
 
     /// The scenario as the tier `long` has it: the same, if that has nothing of its own.
+    #[must_use]
     pub fn at_length(mut self) -> Self {
         if let Some(Long { steps, operations }) = self.long.take() {
             (self.steps, self.operations) = (steps, operations);

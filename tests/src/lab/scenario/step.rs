@@ -172,6 +172,7 @@ mod tests {
             "refused sync",
             "refused assigned",
             "refused mediated",
+            "refused suspend",
             "poweroff",
         ] {
             assert_eq!(text.parse::<Step>().unwrap().to_string(), text);
