@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 use crate::exit::Failure;
 
+/// A line for what takes steps.
+const STEPS: &str = "{spinner} {msg} ({elapsed})";
+
 /// Where news of a command goes.
 pub struct Progress {
     form: Form,
@@ -62,11 +65,28 @@ impl Progress {
     pub fn step(&self, text: &str, facts: &Value) {
         match &self.form {
             Form::Terminal(_, bar) => {
+                bar.set_style(style(STEPS));
                 bar.enable_steady_tick(Duration::from_millis(100));
                 bar.set_message(self.named(text));
             }
             Form::Plain => to_stderr(&self.named(text)),
             Form::Json => self.print(facts),
+        }
+    }
+
+    /// So many bytes of something are done, of so many.
+    pub fn amount(&self, what: &str, done: u64, total: u64) {
+        match &self.form {
+            Form::Terminal(_, bar) => {
+                bar.set_style(style(
+                    "{spinner} {msg} [{wide_bar}] {bytes} of {total_bytes} ({elapsed}, {eta} left)",
+                ));
+                bar.set_length(total);
+                bar.set_position(done);
+                bar.set_message(self.named(what));
+            }
+            Form::Plain => to_stderr(&self.named(&format!("{what}: {} of {} MiB", done >> 20, total >> 20))),
+            Form::Json => self.print(&json!({"event": "amount", "what": what, "done": done, "total": total})),
         }
     }
 
@@ -123,9 +143,9 @@ fn to_stderr(line: &str) {
 }
 
 fn spinner() -> ProgressBar {
-    let bar = ProgressBar::no_length();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
-        bar.set_style(style);
-    }
-    bar
+    ProgressBar::no_length().with_style(style(STEPS))
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }

@@ -1,8 +1,11 @@
 //! State files: what does not belong together is not put together.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use cpr_tests::guests::{Guest, Mode};
@@ -10,6 +13,7 @@ use cpr_tests::harness::host::Host;
 use cpr_tests::harness::process::Process;
 use cpr_tests::harness::runner::Tier;
 use cpr_tests::harness::vm::{Spec, Vm};
+use serde_json::json;
 
 cpr_tests::tests!(
     Tier::Kvm,
@@ -23,6 +27,7 @@ cpr_tests::tests!(
     check_and_inspect_say_what_a_file_is_without_touching_it,
     ram_that_is_copied_goes_along_and_takes_no_more_room_than_it_must,
     a_file_with_ram_is_loaded_once_and_a_copy_of_it_never,
+    ram_that_is_being_copied_keeps_nobody_waiting_and_can_be_called_off,
     a_file_with_ram_that_is_damaged_or_cut_is_refused_and_the_whole_one_loaded,
 );
 
@@ -321,5 +326,39 @@ fn a_file_with_ram_that_is_damaged_or_cut_is_refused_and_the_whole_one_loaded() 
         file.write_all_at(&bytes[cut as usize..], cut)?;
     }
     vm.load_with_ram(&path)?;
+    vm.goes_on()
+}
+
+fn ram_that_is_being_copied_keeps_nobody_waiting_and_can_be_called_off() -> anyhow::Result<()> {
+    const SOON: Duration = Duration::from_secs(20);
+    let host = Host::new()?;
+    let vm = Vm::boot(&host, Spec { memory_mib: 768, ..Spec::new(Guest::patterns(Mode::Long), 1) })?;
+    // Nothing that could be packed.
+    let mut noise = vec![0; 1 << 20];
+    File::open("/dev/urandom")?.read_exact(&mut noise)?;
+    for mib in 64..768 {
+        vm.ram.file().write_all_at(&noise, mib << 20)?;
+    }
+    let file = host.fresh("state");
+    let save = vm.start("reboot", &["--copy-ram", "--to", &format!("file:{}", file.display())])?;
+    let mut monitor = vm.monitor()?;
+    let deadline = Instant::now() + SOON;
+    let ram = loop {
+        let ram = monitor.execute("query-migrate", &json!({}))?["ram"].clone();
+        if ram["transferred"].as_u64().is_some_and(|bytes| bytes > 0) {
+            break ram;
+        }
+        ensure!(Instant::now() < deadline, "no RAM is being copied");
+    };
+    ensure!(ram["total"].as_u64() >= Some(704 << 20) && ram["remaining"].as_u64() > Some(0), "{ram}");
+    // Whoever asks is answered, and who would change something is refused.
+    let state = monitor.execute("query-status", &json!({}))?["status"].clone();
+    ensure!(state == "finish-migrate", "the guest is {state}");
+    let refused = monitor.execute("cont", &json!({})).err().context("a guest that is saved went on")?;
+    let why = refused.command_error().context("nothing was answered")?;
+    ensure!(why.desc.contains("finish-migrate"), "{why}");
+    monitor.execute("migrate_cancel", &json!({}))?;
+    save.finish()?.must_say(1, "cancelled")?;
+    ensure!(!file.exists(), "there is a file of a save that was called off");
     vm.goes_on()
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 use vmm_core::cpr::Mode;
 use vmm_core::monitor::client::{ClientError, ReceivedEvent};
-use vmm_core::monitor::{MigrationInfo, MigrationStatus};
+use vmm_core::monitor::{MigrationInfo, MigrationStatus, RamProgress};
 
 use crate::flags::Plan;
 use crate::guest::Guest;
@@ -97,6 +97,11 @@ pub fn to_the_end(
         if seen != Some(info.status) {
             seen = Some(info.status);
             tracing::debug!(status = %info.status, "handover");
+        }
+        if let Some(RamProgress { transferred, total, .. }) = info.ram
+            && !info.status.is_final()
+        {
+            progress.amount("copying RAM", transferred, total);
         }
         if info.status.is_final() {
             let why = info.error_desc.clone().or(cancelled);

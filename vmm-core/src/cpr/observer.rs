@@ -6,6 +6,8 @@ use super::report::Phase;
 pub trait Observer: Send + Sync {
     /// A step begins.
     fn phase(&self, phase: Phase);
+    /// So many bytes of RAM are copied, of so many.
+    fn ram(&self, _copied: u64, _total: u64) {}
 }
 
 impl<F: Fn(Phase) + Send + Sync> Observer for F {

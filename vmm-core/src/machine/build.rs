@@ -15,6 +15,7 @@ use super::irq::GsiLine;
 use super::msi::MsiRoutes;
 use super::pci;
 use super::run_state::RunState;
+use super::turn::Turns;
 use super::{Machine, MachineError};
 use crate::config::MachineConfig;
 use crate::cpr::fds::FdTable;
@@ -191,7 +192,7 @@ pub(super) fn assemble(
         ram,
         blocks,
         vm,
-        state: Mutex::new(state),
+        state: Turns::new(state),
         ended,
         asleep,
         wake_due: AtomicBool::new(false),

@@ -20,6 +20,7 @@ pub mod run_state;
 mod sleep;
 pub mod state;
 mod stopped;
+mod turn;
 mod vfio;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +37,7 @@ pub use self::incoming::{Incoming, Overrides};
 use self::run_state::{IllegalStep, RunState};
 use self::state::{MachineState, RunStateRecord, WakeRecord};
 pub use self::stopped::Stopped;
+use self::turn::Turns;
 use crate::config::{ConfigError, MachineConfig};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
@@ -168,7 +170,7 @@ pub struct Machine {
     ram: GuestRam,
     blocks: Vec<RamBlock>,
     vm: Arc<VmFd>,
-    state: Mutex<RunState>,
+    state: Turns,
     ended: Arc<AtomicBool>,
     /// The guest has gone to sleep, and was not woken. Where the run state does not say so yet, its vCPUs still run.
     asleep: Arc<AtomicBool>,
@@ -220,7 +222,7 @@ impl Loaded {
             device.resume();
             watch.lap_of("target: resume", device.id());
         }
-        *self.machine.lock_state() = self.run_state;
+        *self.machine.state.wait() = self.run_state;
         // Before they are woken: the guest may take this processor at once.
         watch.lap("target: enter");
         if self.run_state == RunState::Running {
@@ -273,20 +275,16 @@ impl Machine {
 
     /// What the guest is doing.
     pub fn run_state(&self) -> RunState {
-        *self.lock_state()
+        self.state.shown()
     }
 
     fn lock_claim(&self) -> MutexGuard<'_, Option<Claim>> {
         self.claim.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_state(&self) -> MutexGuard<'_, RunState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Stops the vCPUs. `false` if they were stopped, or the guest sleeps.
     pub fn stop(&self) -> Result<bool, MachineError> {
-        let mut state = self.lock_state();
+        let mut state = self.state.wait_unless_handed_over(RunState::Paused)?;
         if matches!(*state, RunState::Paused | RunState::Suspended) {
             return Ok(false);
         }
@@ -305,7 +303,7 @@ impl Machine {
 
     /// Lets the vCPUs go on. `false` if they run, or the guest sleeps: it is woken otherwise.
     pub fn cont(&self) -> Result<bool, MachineError> {
-        let mut state = self.lock_state();
+        let mut state = self.state.wait_unless_handed_over(RunState::Running)?;
         if matches!(*state, RunState::Running | RunState::Suspended) {
             return Ok(false);
         }
@@ -317,7 +315,7 @@ impl Machine {
 
     /// Stops the vCPUs for good: the guest powered off or cannot go on. `false` if it was given away: it is somebody else's to end.
     pub fn end(&self, state: RunState) -> bool {
-        let mut now = self.lock_state();
+        let mut now = self.state.wait();
         if *now == RunState::Postmigrate {
             return false;
         }
@@ -389,7 +387,7 @@ impl Machine {
 
     /// Lets devices that gave out their descriptors go on: the handover that these were for did not happen.
     pub fn release_hold(&self) {
-        let state = self.lock_state();
+        let state = self.state.wait();
         if state.can_be_handed_over() {
             self.devices.all().for_each(Device::resume);
         }

@@ -17,7 +17,10 @@ use crate::x86::boot::BootEntry;
 impl Machine {
     /// Stops the vCPUs of a guest that went to sleep. `false` if it does not sleep any more.
     pub fn suspend(&self) -> Result<bool, MachineError> {
-        let mut state = self.lock_state();
+        let Ok(mut state) = self.state.wait_unless_handed_over(RunState::Suspended) else {
+            // Who hands it over sees that it sleeps.
+            return Ok(false);
+        };
         if *state == RunState::Running && self.is_asleep() {
             state.step(RunState::Suspended)?;
             if let Err(error) = self.vcpus.park(Instant::now() + STOP) {
@@ -43,7 +46,7 @@ impl Machine {
 
     /// Wakes a guest that sleeps. An error leaves it asleep; one without a place to go on at has ended, and is handed over no more.
     pub fn wake(&self) -> Result<(), MachineError> {
-        let mut state = self.lock_state();
+        let mut state = self.state.wait_unless_handed_over(RunState::Running)?;
         if *state != RunState::Suspended {
             return Err(IllegalStep { from: *state, to: RunState::Running }.into());
         }

@@ -4,11 +4,11 @@
 //! 2. It holds the guest's [`Claim`]. Dropped with it, the guest goes back to what it was: every early return gives it
 //!    its life back. Without it (offered, and not taken back) the guest never runs here again.
 
-use std::sync::MutexGuard;
 use std::time::Instant;
 
 use super::run_state::RunState;
 use super::state::{RunStateRecord, WakeRecord};
+use super::turn::Turn;
 use super::{Machine, MachineError};
 use crate::cpr::blockers::Blocker;
 use crate::cpr::format::StateWriter;
@@ -21,7 +21,7 @@ use crate::x86::irqchip::VmState;
 #[derive(Debug)]
 pub struct Stopped<'a> {
     machine: &'a Machine,
-    state: MutexGuard<'a, RunState>,
+    state: Turn<'a>,
     was: RunState,
     claim: Option<Claim>,
     stopped_ns: u64,
@@ -31,12 +31,13 @@ pub struct Stopped<'a> {
 impl Machine {
     /// Stops vCPUs and devices for a handover; `watch` gets a lap for the vCPUs and one for each device.
     pub fn quiesce(&self, deadline: Instant, watch: &mut Stopwatch) -> Result<Stopped<'_>, MachineError> {
-        let mut state = self.lock_state();
+        let mut state = self.state.wait();
         let was = *state;
         if self.has_ended() {
             return Err(MachineError::Ended);
         }
         state.step(RunState::FinishMigrate)?;
+        state.show();
         // From here on, dropping it undoes what was done.
         let claim = self.lock_claim().take();
         let mut stopped = Stopped { machine: self, state, was, claim, stopped_ns: 0, quiesced: 0 };

@@ -26,7 +26,7 @@ pub use self::channels::{Address, Channels, Destination, Incoming};
 pub use self::control::{CheckRequest, CommandError, Control, ErrorClass};
 pub use self::types::{
     Basis, CpuInfoFast, HandoverReport, MigrateCapabilities, MigrateParameters, MigrateParametersUpdate,
-    MigrationInfo, MigrationStatus, PhaseTime, RunState,
+    MigrationInfo, MigrationStatus, PhaseTime, RamProgress, RunState,
 };
 
 /// Answers what a client sends, first some of it and then the rest.

@@ -78,9 +78,24 @@ pub struct MigrationInfo {
     /// What stands in the way of a handover now.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocked_reasons: Vec<String>,
+    /// RAM that is being copied.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ram: Option<RamProgress>,
     /// The phases behind it and the one it is in.
     #[serde(rename = "x-cpr-phases", skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<PhaseTime>,
+}
+
+/// How much RAM has been copied, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RamProgress {
+    /// What is done.
+    pub transferred: u64,
+    /// What is not yet.
+    pub remaining: u64,
+    /// All of it.
+    pub total: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]

@@ -104,8 +104,11 @@ impl Control for Shared {
     }
 
     fn migration(&self) -> MigrationInfo {
-        let mut info = self.handover().info.clone();
-        let mode = self.parameters().mode;
+        let (mut info, under_way) = {
+            let handover = self.handover();
+            (handover.info.clone(), handover.cancel.is_some())
+        };
+        let mode = self.parameters().mode.filter(|_| !under_way);
         if let (Some(guest), Some(mode)) = (self.guest(), mode) {
             info.blocked_reasons =
                 guest.blockers(mode, self.ram_fate(), false).iter().map(ToString::to_string).collect();

@@ -22,6 +22,7 @@ use crate::cpr::exec::depart::Departure;
 use crate::cpr::exec::probe;
 use crate::cpr::exec::stopover::Stopover;
 use crate::cpr::liveupdate;
+use crate::cpr::observer::Observer;
 use crate::cpr::reboot::{self, Place};
 use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::{Channel, was_cancelled};
@@ -31,7 +32,7 @@ use crate::machine::run_state::RunState;
 use crate::memory::{RamBlock, RamFate};
 use crate::monitor::events::Event;
 use crate::monitor::{
-    CheckRequest, CommandError, Destination, HandoverReport, MigrationInfo, MigrationStatus,
+    CheckRequest, CommandError, Destination, HandoverReport, MigrationInfo, MigrationStatus, RamProgress,
 };
 
 impl Destination {
@@ -57,6 +58,22 @@ impl Destination {
             }
             other => other,
         }
+    }
+}
+
+/// Watches a reboot.
+struct Saving<'a> {
+    shared: &'a Shared,
+    started: Instant,
+}
+
+impl Observer for Saving<'_> {
+    fn phase(&self, phase: Phase) {
+        self.shared.tell(Mode::CprReboot, phase, self.started);
+    }
+
+    fn ram(&self, copied: u64, total: u64) {
+        self.shared.copied(copied, total);
     }
 }
 
@@ -163,6 +180,7 @@ impl Shared {
         let mode = destination.mode();
         let started = Instant::now();
         let observer = |phase: Phase| self.tell(mode, phase, started);
+        let saving = Saving { shared: self, started };
         let limits = self.limits();
         let result = match destination {
             Destination::Transfer { cpr, main } => {
@@ -170,7 +188,7 @@ impl Shared {
             }
             Destination::Reboot(place) => {
                 let order = reboot::save::Order { place, fate, wake };
-                reboot::save::save(guest, &order, limits, &cancel, &observer, watch)
+                reboot::save::save(guest, &order, limits, &cancel, &saving, watch)
             }
             Destination::Exec => match self.lead_away(guest, limits, cancel, &observer, watch) {
                 // The main thread goes on with it.
@@ -214,6 +232,12 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Notes how much RAM is copied, for whoever asks.
+    fn copied(&self, copied: u64, total: u64) {
+        let remaining = total.saturating_sub(copied);
+        self.handover().info.ram = Some(RamProgress { transferred: copied, remaining, total });
     }
 
     /// Tells that a phase begins, unless the guest stands.
@@ -286,6 +310,10 @@ impl Shared {
         // Devices that were asked for their descriptors hold new clients back until they hear that it is over.
         if let Some(guest) = self.guest() {
             guest.release_hold();
+            // It may have fallen asleep in the meantime, when nobody else could wake it.
+            if let Err(error) = self.wake_if_wanted(&guest) {
+                tracing::error!("waking the guest: {error}");
+            }
         }
         let why = told(error);
         tracing::error!("{mode} {status}: {why}");

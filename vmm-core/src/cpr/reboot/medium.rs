@@ -129,9 +129,10 @@ impl Medium {
         &self,
         block: &RamBlock,
         cancelled: &(dyn Fn() -> bool + Sync),
+        told: copy::Told<'_>,
     ) -> Result<Option<Written>, HandoverError> {
         let Self::With { file, room } = self else { return Ok(None) };
-        let written = copy::write(block, file.file(), cancelled).map_err(|error| match error {
+        let written = copy::write(block, file.file(), cancelled, told).map_err(|error| match error {
             CopyError::Cancelled => HandoverError::cancelled(Phase::Save),
             // A full disk is named as such.
             CopyError::Io { doing, source } => {

@@ -57,7 +57,7 @@ pub fn save(
         stopped.save_wake(&mut writer).in_phase(Phase::Save)?;
     }
     let (mut at, mut ram_copied) = (0, 0);
-    if let Some(written) = medium.copy_ram(block, &cancelled)? {
+    if let Some(written) = medium.copy_ram(block, &cancelled, &|copied, total| observer.ram(copied, total))? {
         writer.put(0, &written.state).in_phase(Phase::Save)?;
         (at, ram_copied) = (written.end, written.ram);
         watch.lap("copy RAM");

@@ -14,11 +14,12 @@
 //! ```
 //!
 //! `layout` is where things are, `state` the section, `chunk` one chunk, `write` and `read` the two directions, each on all
-//! `processors`.
+//! `processors`, `progress` how far they are.
 
 mod chunk;
 mod layout;
 mod processors;
+mod progress;
 mod read;
 mod state;
 mod write;
@@ -32,6 +33,7 @@ use crate::cpr::ownership::PAGE_SIZE;
 use crate::memory::StampLocation;
 
 pub use self::layout::{DATA, Layout, trailer};
+pub use self::progress::Told;
 pub use self::read::Copied;
 pub use self::state::{ChunkState, FileIdentity, RamCopyState};
 pub use self::write::{Written, most, write};

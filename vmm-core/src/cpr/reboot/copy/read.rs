@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use super::chunk::{CHUNK, PAGE, Unpacker, is_zero};
+use super::progress::{Progress, tenth};
 use super::state::{ChunkState, RamCopyState};
 use super::{CopyError, processors};
 use crate::memory::RamBlock;
@@ -36,6 +37,13 @@ impl Copied {
     /// Puts every chunk in its place.
     pub fn fill(&self, block: &RamBlock) -> Result<(), CopyError> {
         let ram = Ram::of(block).map_err(CopyError::io("mapping the RAM"))?;
+        let total = self.state.chunks.iter().map(|chunk| chunk.bytes(block.size()) as u64).sum();
+        let told = |done: u64, total: u64| {
+            if let Some(tenth) = tenth(done, done.saturating_sub(CHUNK), total) {
+                tracing::info!("reading RAM: {tenth}0% of {} MiB", total >> 20);
+            }
+        };
+        let progress = Progress::of(total, &told);
         self.each(block.size(), &|chunk, bytes| {
             // A page of zeros is not touched: it would take room.
             for (page, at) in bytes.chunks(PAGE).zip((chunk.at()..).step_by(PAGE)) {
@@ -43,6 +51,7 @@ impl Copied {
                     ram.put(page, at).map_err(CopyError::io(format!("filling RAM at {at:#x}")))?;
                 }
             }
+            progress.add(bytes.len() as u64);
             Ok(())
         })
     }

@@ -46,7 +46,7 @@ impl fmt::Display for FileIdentity {
 }
 
 /// A chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkState {
     /// Which one, counted from the beginning of the RAM.
     pub index: u32,

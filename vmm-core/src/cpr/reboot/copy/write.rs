@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::chunk::{CHUNK, Packer};
+use super::progress::{Progress, Told};
 use super::state::{ChunkState, FileIdentity, RamCopyState};
 use super::{CopyError, DATA, processors};
 use crate::memory::{RamBlock, next_data};
@@ -48,15 +49,23 @@ pub fn write(
     block: &RamBlock,
     to: &File,
     cancelled: &(dyn Fn() -> bool + Sync),
+    told: Told<'_>,
 ) -> Result<Written, CopyError> {
     let all = chunks(block).map_err(CopyError::io("looking for what of the RAM is in use"))?;
+    let bytes = |index: u32| ChunkState { index, ..ChunkState::default() }.bytes(block.size()) as u64;
+    let progress = Progress::of(all.iter().map(|index| bytes(*index)).sum(), told);
     let writer = Writer { block, to, end: AtomicU64::new(DATA), done: Mutex::default() };
     let tools = || {
         let packer = Packer::new().map_err(CopyError::io("making a compressor"))?;
         Ok((packer, vec![0; CHUNK as usize]))
     };
     processors::each(&all, &tools, &|index, (packer, ram)| {
-        if cancelled() { Err(CopyError::Cancelled) } else { writer.one(*index, packer, ram) }
+        if cancelled() {
+            return Err(CopyError::Cancelled);
+        }
+        writer.one(*index, packer, ram)?;
+        progress.add(bytes(*index));
+        Ok(())
     })?;
     let mut chunks = writer.done.into_inner().unwrap_or_default();
     chunks.sort_unstable_by_key(|chunk| chunk.index);
@@ -75,7 +84,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn one(&self, index: u32, packer: &mut Packer, ram: &mut [u8]) -> Result<(), CopyError> {
-        let mut chunk = ChunkState { index, offset: 0, stored: 0, crc: 0 };
+        let mut chunk = ChunkState { index, ..ChunkState::default() };
         let ram = &mut ram[..chunk.bytes(self.block.size())];
         let doing = || format!("reading RAM at {:#x}", chunk.at());
         self.block.file().read_exact_at(ram, chunk.at()).map_err(CopyError::io(doing()))?;
