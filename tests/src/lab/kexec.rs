@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::time::{ClockId, clock_gettime};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use vmm_core::cpr::report::PhaseTime;
 use vmm_core::x86::clock::host_tsc;
@@ -53,27 +54,25 @@ pub struct Progress {
     pub saved: Mark,
 }
 
-impl Progress {
-    fn path(guest: &str) -> PathBuf {
-        Path::new(KEPT).join(format!("{guest}.progress"))
-    }
+fn progress_of(whose: &str) -> PathBuf {
+    Path::new(KEPT).join(format!("{whose}.progress"))
+}
 
-    /// Writes it down for the next kernel.
-    pub fn write(&self, guest: &str) -> Result<()> {
-        fs::write(Self::path(guest), serde_json::to_vec(self)?)
-            .context("writing down how far the scenario has got")
-    }
+/// Writes down for the next kernel how far a guest, or the scenario, has got.
+pub fn keep_progress(whose: &str, progress: &impl Serialize) -> Result<()> {
+    fs::write(progress_of(whose), serde_json::to_vec(progress)?)
+        .context("writing down how far the scenario has got")
+}
 
-    /// What the kernel before this one has written of a guest, if there was one; it is there once.
-    pub fn take(guest: &str) -> Result<Option<Self>> {
-        let text = match fs::read(Self::path(guest)) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).context("reading how far the scenario has got"),
-        };
-        fs::remove_file(Self::path(guest))?;
-        serde_json::from_slice(&text).context("reading how far the scenario has got")
-    }
+/// What the kernel before this one has written down, if there was one; it is there once.
+pub fn take_progress<T: DeserializeOwned>(whose: &str) -> Result<Option<T>> {
+    let text = match fs::read(progress_of(whose)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context("reading how far the scenario has got"),
+    };
+    fs::remove_file(progress_of(whose))?;
+    serde_json::from_slice(&text).context("reading how far the scenario has got")
 }
 
 /// The next kernel's share of a step.
@@ -89,11 +88,9 @@ pub struct Arrival {
 impl Arrival {
     /// Takes what the kernel before has written, if there was one, and loads the guest; says what it is loaded to.
     pub fn load<T>(guest: &str, load: impl FnOnce() -> Result<T>) -> Result<Option<(Self, T)>> {
-        let Some(progress) = Progress::take(guest)? else { return Ok(None) };
+        let Some(progress) = take_progress::<Progress>(guest)? else { return Ok(None) };
         let khz = progress.started.khz;
-        let loading = Mark::now(khz);
-        let up = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).context("reading the clock")?);
-        let booted = loading.before(up);
+        let (loading, booted) = (Mark::now(khz), Mark::of_this_kernel(Duration::ZERO, khz)?);
         let owner = load()?;
         Ok(Some((Self { progress, booted, loading, loaded: Mark::now(khz) }, owner)))
     }
@@ -101,13 +98,9 @@ impl Arrival {
     /// How long it all took, and each part.
     pub fn handed_over(&self) -> HandOver {
         let Progress { started, saved, .. } = &self.progress;
-        let marks = [started, saved, &self.booted, &self.loading, &self.loaded];
-        let names = ["save", "kexec", "boot", "load"];
-        let phases = names.iter().zip(marks.windows(2)).map(|(name, marks)| PhaseTime {
-            phase: (*name).into(),
-            us: marks[1].since(marks[0]).as_micros() as u64,
-        });
-        HandOver { downtime: None, total: milliseconds(self.loaded.since(started)), phases: phases.collect() }
+        let marks = [*started, *saved, self.booted, self.loading, self.loaded];
+        let phases = Mark::phases(&["save", "kexec", "boot", "load"], &marks);
+        HandOver { downtime: None, total: milliseconds(self.loaded.since(started)), phases }
     }
 }
 
@@ -128,6 +121,20 @@ impl Mark {
     /// A moment of this process's, by a TSC that counts so fast.
     pub fn at(instant: Instant, khz: f64) -> Self {
         Self::now(khz).before(instant.elapsed())
+    }
+
+    /// The moment so long after this kernel's clock began.
+    pub fn of_this_kernel(after: Duration, khz: f64) -> Result<Self> {
+        Ok(Self::now(khz).before(up()?.saturating_sub(after)))
+    }
+
+    /// What lies between moments, by its names.
+    pub fn phases(names: &[&str], marks: &[Self]) -> Vec<PhaseTime> {
+        let between = |(name, marks): (&&str, &[Self])| PhaseTime {
+            phase: (*name).to_owned(),
+            us: marks[1].since(&marks[0]).as_micros() as u64,
+        };
+        names.iter().zip(marks.windows(2)).map(between).collect()
     }
 
     /// How fast it counts, in kHz.
@@ -176,6 +183,11 @@ impl Rate {
     }
 }
 
+/// How long ago this kernel's clock began.
+pub fn up() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_BOOTTIME).context("reading the clock")?.into())
+}
+
 /// Where the disk has a kernel and its RAM disk.
 pub fn images(kernel: Kernel) -> [PathBuf; 2] {
     let at = |what: &str| Path::new("kernels").join(format!("{kernel}.{what}"));
@@ -218,7 +230,7 @@ pub fn mount_kept(scenario: &Scenario) -> Result<()> {
 /// Whether this kernel is the first that comes after another, and nobody has asked this before.
 pub fn is_first_arrival() -> Result<bool> {
     let asked = Path::new(KEPT).join("arrived");
-    if asked.exists() || !Progress::path(GUESTS[0]).exists() {
+    if asked.exists() || !progress_of(GUESTS[0]).exists() {
         return Ok(false);
     }
     fs::write(&asked, "").context("writing down that the host has arrived")?;
@@ -227,14 +239,24 @@ pub fn is_first_arrival() -> Result<bool> {
 
 /// Goes into a kernel; returns only if that fails.
 pub fn go(kernel: Kernel) -> Result<Infallible> {
+    load_next(kernel)?;
+    go_into_loaded()
+}
+
+/// Loads the kernel that comes next.
+pub fn load_next(kernel: Kernel) -> Result<()> {
     let files = images(kernel).map(|path| {
         let path = Path::new(KEPT).join(path);
         File::open(&path).with_context(|| format!("opening {}", path.display()))
     });
     let [image, initrd] = files;
     let cmdline = fs::read_to_string("/proc/cmdline").context("reading the command line")?;
-    load(&image?, &initrd?, cmdline.trim()).with_context(|| format!("loading the kernel {kernel}"))?;
-    println!("going into the kernel {kernel}");
+    load(&image?, &initrd?, cmdline.trim()).with_context(|| format!("loading the kernel {kernel}"))
+}
+
+/// Goes into the kernel that is loaded; returns only if that fails.
+pub fn go_into_loaded() -> Result<Infallible> {
+    println!("going into the next kernel");
     umount2(KEPT, MntFlags::empty()).with_context(|| format!("unmounting {KEPT}"))?;
     reboot(RebootMode::RB_KEXEC).context("kexec")?;
     bail!("kexec came back")

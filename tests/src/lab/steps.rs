@@ -275,7 +275,7 @@ impl Run<'_> {
         let (report, messages_before) = (self.report.clone(), self.messages_before);
         let begun = begun.keep(&self.rate);
         let progress = Progress { step, begun, report, messages_before, heard, started, saved };
-        progress.write(self.machine.name())?;
+        kexec::keep_progress(self.machine.name(), &progress)?;
         self.machine.meet()?;
         if self.machine.leads() {
             return kexec::go(kernel);
