@@ -73,6 +73,8 @@ pub enum Work {
     Device = 6,
     /// Counts, and sleeps when it is told to ([`layout::SLEEP`]); being woken is a tick.
     Sleep = 7,
+    /// Halts with interrupts on, and counts at each timer interrupt; there are so few that many such guests share a processor.
+    Rest = 8,
 }
 
 /// What a [`Work::Patterns`] guest holds besides RAM and general registers; bits.

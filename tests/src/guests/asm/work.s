@@ -94,6 +94,8 @@ g_enter\mode:
     je g_device\mode
     cmpl $7, %eax
     je g_sleep\mode
+    cmpl $8, %eax
+    je g_rest\mode
 
 # Counts as fast as it can. The count is in %esi:%ebp and in RAM; both must agree, so a second process that runs the
 # same guest on the same RAM is found out.
@@ -235,6 +237,17 @@ g_idle\mode:
     hlt
     COUNT_ONE
     jmp 1b
+
+# The same with an interrupt every 100 ms.
+g_rest\mode:
+    movl $HOLD_TIMER, %esi
+    START_TIMER
+    movl $(APIC + 0x380), %eax
+    movl $6250000, %gs:(%eax)
+2:  sti
+    hlt
+    COUNT_ONE
+    jmp 2b
 
     PATTERNS \mode
 
