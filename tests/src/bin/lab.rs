@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use cpr_tests::lab::judge::{self, Verdict};
+use cpr_tests::lab::outage::OutageReport;
 use cpr_tests::lab::peer::PeerReport;
 use cpr_tests::lab::report::Report;
 use cpr_tests::lab::scenario::Scenario;
@@ -117,7 +118,37 @@ fn run(name: &str, long: bool, directory: &Path) -> Result<Verdict> {
     Ok(verdict)
 }
 
+/// What outages were made of, in seconds.
+fn outages(outages: &[OutageReport]) {
+    let seconds = |us: u64| us as f64 / 1e6;
+    let Some(first) = outages.first() else { return };
+    let names = first.phases.iter().map(|time| format!("{:>20}", time.phase));
+    println!("  guests{}       save and load          share", names.collect::<String>());
+    for outage in outages {
+        let times = outage.phases.iter().map(|time| format!("{:>18.2} s", seconds(time.us)));
+        println!(
+            "  {:>6}{}{:>18.2} s{:>13.0} %",
+            outage.guests,
+            times.collect::<String>(),
+            seconds(outage.own()),
+            outage.own() as f64 / outage.whole() as f64 * 100.0
+        );
+    }
+    for outage in outages {
+        let [least, most] = outage.stood;
+        println!("  {} guests: each stood for {least:.0} to {most:.0} ms by its own account", outage.guests);
+        for (what, phases) in [("save", &outage.saves), ("load", &outage.loads)] {
+            let times = phases.iter().map(|time| format!("{} {:.2}", time.phase, time.us as f64 / 1e3));
+            println!("    steps of a {what}, medians in ms: {}", times.collect::<Vec<_>>().join(", "));
+        }
+    }
+}
+
 fn figures(report: &Report) {
+    if !report.outage.is_empty() {
+        outages(&report.outage);
+        return;
+    }
     if !report.operations.is_empty() {
         for made in &report.operations {
             println!("  {}: {} wrong", made.operation, made.wrong.len());

@@ -118,16 +118,30 @@ impl Process {
 
     /// Maps the memfd that it has open under a name.
     pub fn memfd(&self, name: &str) -> anyhow::Result<Ram> {
-        let directory = format!("/proc/{}/fd", self.pid());
         let wanted = format!("/memfd:{name} (deleted)");
+        self.find_memfd(&format!("called {name}"), |target, _| target == wanted)
+    }
+
+    /// Maps the memfd of this length that it has open. One that came over a kexec has lost its name, and with it that it is a memfd.
+    pub fn memfd_of(&self, length: u64) -> anyhow::Result<Ram> {
+        self.find_memfd(&format!("of {length} bytes"), |target, path| {
+            target.ends_with(" (deleted)") && path.metadata().is_ok_and(|found| found.len() == length)
+        })
+    }
+
+    fn find_memfd(&self, what: &str, is_it: impl Fn(&str, &Path) -> bool) -> anyhow::Result<Ram> {
+        let directory = format!("/proc/{}/fd", self.pid());
+        let mut open = Vec::new();
         for entry in std::fs::read_dir(&directory).with_context(|| format!("reading {directory}"))? {
             let path = entry.context("reading a descriptor's entry")?.path();
-            if std::fs::read_link(&path).is_ok_and(|target| target.as_os_str() == wanted.as_str()) {
+            let Ok(target) = std::fs::read_link(&path) else { continue };
+            if is_it(&target.to_string_lossy(), &path) {
                 let file = File::options().read(true).write(true).open(&path);
-                return Ram::map(file.with_context(|| format!("opening the memfd {name} of {}", self.name))?);
+                return Ram::map(file.with_context(|| format!("opening the memfd {what} of {}", self.name))?);
             }
+            open.push(target);
         }
-        bail!("{} has no memfd called {name} open", self.name)
+        bail!("{} has no memfd {what} open, but {open:?}", self.name)
     }
 }
 

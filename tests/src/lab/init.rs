@@ -3,15 +3,19 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use guest_init::early;
 use nix::sys::reboot::{RebootMode, reboot};
 
 use super::image::SCENARIO;
+use super::kexec;
 use super::operator::enter::enter;
 use super::scenario::Scenario;
 
+/// What the environment says when the first process began, in nanoseconds of its kernel's clock.
+const STARTED: &str = "CPR_LAB_STARTED";
 /// The serial port that the lab outside listens to; the kernel has the other one.
 pub const REPORT_PORT: &str = "/dev/ttyS1";
 const SYSTEMS: [(&str, &str); 6] = [
@@ -25,14 +29,20 @@ const SYSTEMS: [(&str, &str); 6] = [
 
 /// Prepares the host, runs the scenario in a child, powers the host off.
 pub fn run() -> Result<()> {
-    if let Err(error) = scenario() {
+    if let Err(error) = kexec::up().and_then(scenario) {
         eprintln!("lab: {error:#}");
     }
     reboot(RebootMode::RB_POWER_OFF).context("powering off")?;
     bail!("the host did not power off");
 }
 
-fn scenario() -> Result<()> {
+/// When the host's first process began, by its kernel's clock.
+pub fn started() -> Result<Duration> {
+    let said = std::env::var(STARTED).with_context(|| format!("reading {STARTED}"))?;
+    Ok(Duration::from_nanos(said.parse().with_context(|| format!("{STARTED} is {said:?}"))?))
+}
+
+fn scenario(started: Duration) -> Result<()> {
     early::mounts(&SYSTEMS)?;
     early::modules();
     let its = Scenario::read(Path::new(SCENARIO))?;
@@ -43,6 +53,7 @@ fn scenario() -> Result<()> {
         OpenOptions::new().write(true).open(REPORT_PORT).with_context(|| format!("opening {REPORT_PORT}"))?;
     let status = Command::new("/proc/self/exe")
         .arg("inside")
+        .env(STARTED, started.as_nanos().to_string())
         .stdout(port.try_clone()?)
         .stderr(port)
         .status()

@@ -19,7 +19,7 @@ use super::paths::GUESTS;
 use super::report::Report;
 use super::scenario::{Kernel, Scenario, Step};
 use super::vfio::{self, Bound};
-use super::{assigned, autopsy, dax, disks, judge, misplaced, net, paths, peer, stale, steps, units};
+use super::{assigned, autopsy, dax, disks, judge, misplaced, net, outage, paths, peer, stale, steps, units};
 
 /// How long a guest that fell silent may take to say something when it was handed over once more.
 const AFTER_EXAMINATION: Duration = Duration::from_secs(20);
@@ -43,6 +43,10 @@ pub fn run() -> Result<()> {
         if scenario.in_dax().len() == GUESTS.len() && paths::kept_state_file(GUESTS[1]).exists() {
             misplaced::refuse_all()?;
         }
+    }
+    if !scenario.outage.is_empty() {
+        println!("{REPORT_MARK}{}", serde_json::to_string(&outage::run(&scenario))?);
+        return Ok(());
     }
     disks::slow_down(&scenario.guest)?;
     if let Some(host) = scenario.host.as_ref().filter(|host| !host.units.is_empty()) {

@@ -18,8 +18,9 @@
 //! 10. A host may go into other kernels ([`kexec`]), with the guest's RAM in memory that outlives them ([`dax`]); [`stale`] is
 //!     what must not be loaded there.
 //!     A [`peer`] outside holds a connection with the guest meanwhile.
-//! 11. A host may have a [`root`] of its own with systemd, under which the guests are units, and an [`operator`].
-//! 12. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
+//! 11. With [`outage`] in place of steps a host goes into other kernels with more and more guests, a [`herd`] of small ones.
+//! 12. A host may have a [`root`] of its own with systemd, under which the guests are units, and an [`operator`].
+//! 13. A scenario without a host runs the guest on QEMU itself ([`alone`]): it tries the guest program, not the product.
 
 pub mod aer;
 pub mod alone;
@@ -34,6 +35,7 @@ pub mod delay;
 pub mod disks;
 pub mod faults;
 pub mod getty;
+pub mod herd;
 pub mod host;
 pub mod host_log;
 pub mod image;
@@ -47,6 +49,7 @@ pub mod misplaced;
 pub mod modules;
 pub mod net;
 pub mod operator;
+pub mod outage;
 pub mod owner;
 pub mod paths;
 pub mod peer;

@@ -2,6 +2,7 @@
 
 use super::net::NetReport;
 use super::operator::OperationReport;
+use super::outage::OutageReport;
 use super::peer::PeerReport;
 use super::vsock::VsockReport;
 use guest_init::status::{Rom, Status};
@@ -80,18 +81,23 @@ impl StepReport {
 impl Report {
     /// The median of each part of all steps of a name, in microseconds, in their order.
     pub fn phases(&self, step: &str) -> Vec<PhaseTime> {
-        let all = || self.steps.iter().filter(|made| made.step == step).flat_map(|step| &step.phases);
-        let mut medians: Vec<PhaseTime> = Vec::new();
-        for PhaseTime { phase, .. } in all() {
-            if medians.iter().all(|median| median.phase != *phase) {
-                let mut times: Vec<_> =
-                    all().filter(|time| time.phase == *phase).map(|time| time.us).collect();
-                times.sort_unstable();
-                medians.push(PhaseTime { phase: phase.clone(), us: times[times.len() / 2] });
-            }
-        }
-        medians
+        let made = self.steps.iter().filter(|made| made.step == step);
+        medians(&made.flat_map(|step| step.phases.clone()).collect::<Vec<_>>())
     }
+}
+
+/// The median of each part, in the order of the first.
+pub fn medians(all: &[PhaseTime]) -> Vec<PhaseTime> {
+    let mut medians: Vec<PhaseTime> = Vec::new();
+    for PhaseTime { phase, .. } in all {
+        if medians.iter().all(|median| median.phase != *phase) {
+            let same = all.iter().filter(|time| time.phase == *phase);
+            let mut times: Vec<_> = same.map(|time| time.us).collect();
+            times.sort_unstable();
+            medians.push(PhaseTime { phase: phase.clone(), us: times[times.len() / 2] });
+        }
+    }
+    medians
 }
 
 /// A device that was assigned, after the guest's end.
@@ -137,6 +143,9 @@ pub struct Report {
     /// What the guest's peer outside its host saw of each step.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peer: Vec<PeerReport>,
+    /// What outages were made of, where that is what was looked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outage: Vec<OutageReport>,
     /// What became of the operations of a host's operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub operations: Vec<OperationReport>,

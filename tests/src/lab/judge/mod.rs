@@ -1,10 +1,11 @@
 //! What in a report is wrong.
 //!
 //! `verdict` is what is found; `step` judges one step, `guest` the guest's own figures, `assigned` the devices of the host's
-//! that it had.
+//! that it had, `outage` what the host's next kernels came to.
 
 mod assigned;
 mod guest;
+mod outage;
 mod step;
 mod verdict;
 
@@ -25,6 +26,10 @@ pub fn judge(scenario: &Scenario, report: &Report) -> Verdict {
     let mut verdict = Verdict::default();
     if !scenario.operations.is_empty() {
         operations(scenario, report, &mut verdict);
+        return verdict;
+    }
+    if !scenario.outage.is_empty() {
+        outage::judge(scenario, report, &mut verdict);
         return verdict;
     }
     match (scenario.of_second(), &report.second) {

@@ -42,6 +42,10 @@ pub struct Scenario {
     /// What the operator of a host with a root does, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub operations: Vec<Operation>,
+    /// With how many guests the host goes into its next kernels, one time each, in place of all that: small ones, of which `guest`
+    /// says how much RAM they have, and nothing else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outage: Vec<u16>,
     /// What is done instead in the tier `long`, where a machine has the time: more of the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub long: Option<Long>,
@@ -166,6 +170,9 @@ impl Scenario {
 
     /// Whether it can be run.
     fn check(&self, path: &Path) -> Result<()> {
+        if !self.outage.is_empty() {
+            return self.check_outage(path);
+        }
         ensure!(
             self.guest.root.is_none() || self.guest.console == Terminal::Virtio,
             "{}: a guest with a root has its own console on the serial port: give it console = \"virtio\"",
@@ -243,6 +250,25 @@ impl Scenario {
         Ok(())
     }
 
+    /// Whether a scenario that is about an outage can be run.
+    fn check_outage(&self, path: &Path) -> Result<()> {
+        let next = self.host.as_ref().filter(|host| host.root.is_none()).map_or(0, |host| host.next.len());
+        ensure!(
+            next == self.outage.len() && self.outage[0] > 0 && self.outage.is_sorted(),
+            "{}: an outage is of a host without a root, has a next kernel for each kexec, and never fewer guests than before",
+            path.display()
+        );
+        ensure!(
+            self.steps.is_empty()
+                && self.operations.is_empty()
+                && self.second.is_none()
+                && self.guest.live_update,
+            "{}: an outage has no steps, no operations and no second guest, and its guests are live-updated",
+            path.display()
+        );
+        Ok(())
+    }
+
     /// All devices of the host's that are assigned, and where they are: the first guest's, then the second's.
     pub fn assigned(&self) -> Vec<(Place, Kind)> {
         let mut all = Vec::new();
@@ -308,6 +334,26 @@ mod tests {
         assert!(Scenario::read(&path).unwrap_err().to_string().contains("console = \"virtio\""));
         fs::write(&path, format!("{scenario}console = 'virtio'\n")).unwrap();
         assert_eq!(Scenario::read(&path).unwrap().guest.root, Some(Root::Debian));
+    }
+
+    #[test]
+    fn an_outage_has_a_next_kernel_for_each_kexec_and_never_fewer_guests() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.toml");
+        let scenario = |outage: &str| {
+            let host = "kernel = 'lab'\nnext = ['lab', 'lab']\nmemory = '3G'\ncpus = 1\n";
+            let guest = "kernel = 'lab'\ncpus = 1\nmemory = '32M'\nlive-update = true\n";
+            fs::write(
+                &path,
+                format!("about = 'x'\nbound = 1\noutage = {outage}\n[host]\n{host}[guest]\n{guest}"),
+            )
+            .unwrap();
+            Scenario::read(&path)
+        };
+        assert_eq!(scenario("[1, 4]").unwrap().outage, [1, 4]);
+        for outage in ["[1]", "[4, 1]", "[0, 1]", "[1, 4, 16]"] {
+            assert!(scenario(outage).unwrap_err().to_string().contains("never fewer guests"), "{outage}");
+        }
     }
 
     #[test]
