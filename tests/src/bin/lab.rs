@@ -122,12 +122,12 @@ fn run(name: &str, long: bool, directory: &Path) -> Result<Verdict> {
 fn outages(outages: &[OutageReport]) {
     let seconds = |us: u64| us as f64 / 1e6;
     let Some(first) = outages.first() else { return };
-    let names = first.phases.iter().map(|time| format!("{:>20}", time.phase));
+    let names = first.phases.iter().map(|time| format!("{:>22}", time.phase));
     println!("  guests{}       save and load          share", names.collect::<String>());
     for outage in outages {
-        let times = outage.phases.iter().map(|time| format!("{:>18.2} s", seconds(time.us)));
+        let times = outage.phases.iter().map(|time| format!("{:>20.2} s", seconds(time.us)));
         println!(
-            "  {:>6}{}{:>18.2} s{:>13.0} %",
+            "  {:>6}{}{:>20.2} s{:>13.0} %",
             outage.guests,
             times.collect::<String>(),
             seconds(outage.own()),
