@@ -2,6 +2,7 @@
 
 mod commands;
 mod flags;
+mod shelter;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let result = match invocation.action {
         Action::Boot(boot) => commands::boot(*boot),
         Action::Start(start) => commands::start(*start),
+        Action::Early(early) => commands::early(early),
         Action::Resume(resume) => commands::resume(resume),
         Action::Check(check) => Ok(commands::check(&check)),
         Action::Inspect(inspect) => commands::inspect(&inspect),

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use cpr_tests::guests::{Guest, Mode};
@@ -10,7 +10,8 @@ use cpr_tests::harness::host::Host;
 use cpr_tests::harness::process::Process;
 use cpr_tests::harness::runner::Tier;
 use cpr_tests::harness::vm::{Spec, Vm};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 cpr_tests::tests!(
     Tier::Kvm,
@@ -19,6 +20,11 @@ cpr_tests::tests!(
     a_guest_that_was_given_up_is_booted_and_never_comes_back,
     a_guest_whose_ram_is_not_there_yet_is_not_booted,
     a_guest_goes_where_it_is_best_kept_and_one_that_is_excepted_stays,
+    a_guest_that_was_resumed_early_is_taken_over,
+    a_guest_that_cannot_be_resumed_early_waits_for_its_unit,
+    a_guest_that_runs_is_taken_from_nobody_who_has_not_resumed_it_early,
+    a_guest_that_cannot_be_taken_over_goes_on_where_it_was,
+    a_guest_whose_early_process_dies_is_booted,
 );
 
 /// For a process to end.
@@ -33,9 +39,14 @@ struct Unit<'h> {
 
 impl<'h> Unit<'h> {
     fn boot(host: &'h Host) -> anyhow::Result<Self> {
+        Self::boot_with(host, Vec::new())
+    }
+
+    fn boot_with(host: &'h Host, devices: Vec<String>) -> anyhow::Result<Self> {
         let saved = host.fresh("saved");
         std::fs::create_dir(&saved).context("making a directory")?;
-        Ok(Self { host, vm: Vm::boot(host, Spec::new(Guest::patterns(Mode::Long), 2))?, saved })
+        let spec = Spec { devices, ..Spec::new(Guest::patterns(Mode::Long), 2) };
+        Ok(Self { host, vm: Vm::boot(host, spec)?, saved })
     }
 
     fn state(&self) -> PathBuf {
@@ -74,7 +85,27 @@ impl<'h> Unit<'h> {
     fn start_with(&mut self, more: &[&str]) -> anyhow::Result<()> {
         let more = more.iter().map(OsString::from);
         self.vm.process = self.host.load(self.start_arguments()?.into_iter().chain(more))?;
-        self.vm.becomes("running")
+        self.vm.becomes("running").with_context(|| format!("it said: {}", self.vm.process.log()))
+    }
+
+    /// Has the guest resumed early; what was said, and the process that has it.
+    fn early(&self, code: i32) -> anyhow::Result<(String, Option<EarlyProcess>)> {
+        let saved = format!("dir:{}", self.saved.display());
+        let mut early = self.host.load(["early", &self.vm.name, "--saved", &saved])?;
+        let status = early.wait(DEADLINE)?;
+        let said = early.log();
+        let pid = said.split("is here: process ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+        let process = pid.map(|pid| EarlyProcess(Pid::from_raw(pid)));
+        ensure!(status.code() == Some(code), "it ended with {status}: {said}");
+        Ok((said, process))
+    }
+
+    /// The same, for one that goes on.
+    fn resumed_early(&self) -> anyhow::Result<EarlyProcess> {
+        let (said, process) = self.early(0)?;
+        let process = process.with_context(|| format!("it was not resumed: {said}"))?;
+        self.vm.goes_on()?;
+        Ok(process)
     }
 
     fn is_booted(&self) -> bool {
@@ -93,6 +124,28 @@ impl<'h> Unit<'h> {
         let said = process.log();
         ensure!(!status.success() && !said.contains("is booted"), "it was started: {said}");
         Ok(said)
+    }
+}
+
+/// A process that has resumed a guest early. Killed on drop: it is nobody's child.
+struct EarlyProcess(Pid);
+
+impl EarlyProcess {
+    fn ends(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        // Nobody may wait for it.
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", self.0));
+        while stat().is_ok_and(|stat| !stat.contains(") Z ")) {
+            ensure!(Instant::now() < deadline, "process {} has not ended", self.0);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for EarlyProcess {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
     }
 }
 
@@ -204,5 +257,101 @@ fn a_guest_goes_where_it_is_best_kept_and_one_that_is_excepted_stays() -> anyhow
     other.vm.goes_on()?;
     unit.vm.ended()?;
     unit.start()?;
+    unit.vm.goes_on()
+}
+
+fn a_guest_that_was_resumed_early_is_taken_over() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut unit = Unit::boot(&host)?;
+    unit.save()?;
+    let before = sweeps(&unit);
+    let early = unit.resumed_early()?;
+    let answer = unit.vm.ask("x-cpr-early")?;
+    ensure!(
+        answer["pid"] == early.0.as_raw() && answer["report"]["mode"] == "cpr-reboot",
+        "it says {answer}"
+    );
+    // The binary at its path is the RAM disk's, and gone with that.
+    unit.vm.save("exec", &[])?.must_say(3, "resumed it early")?;
+    unit.start()?;
+    early.ends()?;
+    unit.vm.goes_on()?;
+    ensure!(sweeps(&unit) >= before, "the guest began anew: {} sweeps after {before}", sweeps(&unit));
+    let log = unit.vm.process.log();
+    ensure!(log.contains("was resumed early: it is taken over"), "it was not taken over: {log}");
+    // How long it stood is told of both.
+    let report = unit.vm.ask("x-cpr-report")?;
+    let stood = |of: &serde_json::Value| of["downtime-us"].as_u64() > Some(0);
+    ensure!(
+        report["mode"] == "cpr-reboot"
+            && report["clock"].is_string()
+            && stood(&report)
+            && stood(&report["taken-over"])
+            && report["taken-over"]["after-us"].as_u64() > Some(0),
+        "the report is {report}"
+    );
+    let status = unit.vm.save("status", &[])?.must_be(0)?;
+    ensure!(status.facts["migration"]["status"] == "completed", "its status is {}", status.facts);
+    ensure!(unit.vm.ask("x-cpr-early").is_err(), "its unit's process says that it has resumed it early");
+    unit.vm.exec()?;
+    unit.vm.goes_on()
+}
+
+fn a_guest_that_cannot_be_resumed_early_waits_for_its_unit() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let disk = host.fresh("disk");
+    std::fs::write(&disk, [0; 4096]).context("making a disk")?;
+    let mut unit = Unit::boot_with(&host, vec![format!("virtio-blk-pci,path={}", disk.display())])?;
+    unit.save()?;
+    // As where the root file system is not there yet.
+    let away = disk.with_extension("away");
+    std::fs::rename(&disk, &away).context("moving its disk away")?;
+    let (said, process) = unit.early(1)?;
+    ensure!(process.is_none() && said.contains("is not resumed early"), "it said {said}");
+    unit.vm.stands_still()?;
+    std::fs::rename(&away, &disk).context("moving its disk back")?;
+    unit.start()?;
+    ensure!(!unit.is_booted(), "it was booted: {}", unit.vm.process.log());
+    unit.vm.goes_on()
+}
+
+fn a_guest_that_runs_is_taken_from_nobody_who_has_not_resumed_it_early() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let unit = Unit::boot(&host)?;
+    let (said, process) = unit.early(0)?;
+    ensure!(process.is_none() && said.contains("was not saved"), "it said {said}");
+    let mut second = host.load(unit.start_arguments()?)?;
+    let status = second.wait(DEADLINE)?;
+    ensure!(!status.success(), "a second one was started: {}", second.log());
+    ensure!(second.log().contains("another process listens"), "it said {}", second.log());
+    unit.vm.goes_on()
+}
+
+fn a_guest_that_cannot_be_taken_over_goes_on_where_it_was() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut unit = Unit::boot(&host)?;
+    unit.save()?;
+    let early = unit.resumed_early()?;
+    // Both would meet there.
+    let in_the_way = host.path().join("cpr").join(format!("{}.takeover", unit.vm.name));
+    std::fs::create_dir(&in_the_way).context("making a directory")?;
+    let said = unit.fails_to_start()?;
+    ensure!(said.contains("goes on where it was"), "it said {said}");
+    unit.vm.goes_on()?;
+    std::fs::remove_dir(&in_the_way).context("removing a directory")?;
+    unit.start()?;
+    early.ends()?;
+    unit.vm.goes_on()
+}
+
+fn a_guest_whose_early_process_dies_is_booted() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut unit = Unit::boot(&host)?;
+    unit.save()?;
+    let early = unit.resumed_early()?;
+    kill(early.0, Signal::SIGKILL).context("killing the early process")?;
+    early.ends()?;
+    unit.start()?;
+    ensure!(unit.is_booted(), "it was not booted: {}", unit.vm.process.log());
     unit.vm.goes_on()
 }

@@ -17,6 +17,6 @@ pub fn boot(boot: Boot) -> anyhow::Result<ExitCode> {
     } else {
         Waiting::Kept
     };
-    let options = Options { monitor: boot.monitor, paused: boot.paused, waiting, set: Vec::new() };
+    let options = Options { monitor: boot.monitor, paused: boot.paused, waiting, ..Options::default() };
     Ok(ended(Owner::new(options)?.boot(boot.config)?))
 }

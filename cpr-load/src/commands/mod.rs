@@ -2,6 +2,7 @@
 
 mod boot;
 mod check;
+mod early;
 mod inspect;
 mod keep;
 mod resume;
@@ -13,6 +14,7 @@ use vmm_core::owner::Ended;
 
 pub use self::boot::boot;
 pub use self::check::check;
+pub use self::early::early;
 pub use self::inspect::inspect;
 pub use self::keep::keep;
 pub use self::resume::resume;

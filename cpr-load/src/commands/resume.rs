@@ -11,9 +11,9 @@ use crate::flags::Resume;
 
 /// Takes a guest over and serves it to its end.
 pub fn resume(resume: Resume) -> anyhow::Result<ExitCode> {
-    let options =
-        Options { monitor: resume.monitor, paused: resume.paused, set: resume.set, ..Options::default() };
-    match Owner::new(options)?.resume(resume.from) {
+    let Resume { from, set, monitor, paused, early } = resume;
+    let options = Options { monitor, paused, set, early, ..Options::default() };
+    match Owner::new(options)?.resume(from) {
         // It was only asked whether it could, and it could.
         Err(OwnerError::Transfer(TargetError::Probe)) => Ok(ExitCode::SUCCESS),
         Err(OwnerError::Exec(ArriveError::GuestEnded)) => Ok(ended(Ended::GuestEnded)),

@@ -39,7 +39,7 @@ pub(super) struct StartFlags {
     saved: PathBuf,
 }
 
-fn directory(text: &str) -> Result<PathBuf, String> {
+pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
     match text.strip_prefix("dir:") {
         None | Some("") => Err("expected dir:PATH".into()),
         Some(path) => std::path::absolute(path).map_err(|error| error.to_string()),

@@ -21,6 +21,8 @@ pub struct Resume {
     pub monitor: Option<PathBuf>,
     /// Whether the guest waits for `cont`, even if it ran.
     pub paused: bool,
+    /// Whether it is resumed early, for its unit to take it over from here.
+    pub early: bool,
 }
 
 /// A saved guest that is asked about.
@@ -61,6 +63,9 @@ pub(super) struct ResumeFlags {
     /// Let the guest wait for `cont`, even if it ran
     #[arg(long)]
     paused: bool,
+    /// The process is one of `early`'s
+    #[arg(long, hide = true)]
+    early: bool,
 }
 
 #[derive(Args)]
@@ -124,7 +129,7 @@ impl ResumeFlags {
             }
         };
         check_assignments(&self.set)?;
-        Ok(Resume { from, set: self.set, monitor: self.monitor, paused: self.paused })
+        Ok(Resume { from, set: self.set, monitor: self.monitor, paused: self.paused, early: self.early })
     }
 }
 

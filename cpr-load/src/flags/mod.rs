@@ -1,8 +1,9 @@
 //! The command line, checked before anything happens.
 //!
-//! `boot` and `incoming` hold the flags of their verbs and what they come to.
+//! `boot`, `early` and `incoming` hold the flags of their verbs and what they come to.
 
 mod boot;
+mod early;
 mod incoming;
 
 use clap::{Parser, Subcommand};
@@ -10,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use vmm_core::cpr::liveupdate::keeper::Numbers;
 
 pub use self::boot::{Boot, Start};
+pub use self::early::Early;
 pub use self::incoming::{Check, Inspect, Resume};
 
 /// What is to be done.
@@ -28,6 +30,8 @@ pub enum Action {
     Boot(Box<Boot>),
     /// Let a saved guest go on, or boot it.
     Start(Box<Start>),
+    /// Let saved guests go on before their host's root file system is there.
+    Early(Early),
     /// Take a guest over.
     Resume(Resume),
     /// Say whether a file could be loaded here.
@@ -53,6 +57,7 @@ Examples:
   cpr-load boot --name web --cpus 2 --memory size=1G --kernel vmlinuz --initrd initrd --cmdline console=ttyS0 --serial stdio
   cpr-load boot --config /etc/cpr/web.toml
   cpr-load start --config /etc/cpr/web.toml --saved dir:/var/lib/cpr
+  cpr-load early --outlive-root
   cpr-load resume --from unix:/run/cpr/web-next
   cpr-load resume --from file:/var/lib/cpr/web.state --set memory.path=/dev/dax1.0
   cpr-load resume --from luo:web
@@ -64,7 +69,7 @@ SIGTERM presses the guest's power button; a second one ends the process.
 
 Exit codes:
   0  the guest powered off, was handed over, or was told to quit; check: it can be loaded
-  1  failed; a guest that was on its way here is still where it was
+  1  failed; a guest that was on its way here is still where it was; early: a guest that waits was not resumed
   2  usage
   3  check: it cannot be loaded here; every reason is listed
   4  the guest was lost: it ran here and cannot go on";
@@ -79,6 +84,9 @@ enum Verb {
     /// Let a guest go on that was saved and waits, or boot it where none does: what a unit starts
     #[command(after_help = "Example:\n  cpr-load start --config /etc/cpr/web.toml --saved dir:/var/lib/cpr")]
     Start(Box<boot::StartFlags>),
+    /// Let saved guests go on, each in a process of its own that `start` takes it from: what an initial RAM disk starts
+    #[command(after_help = early::AFTER_HELP)]
+    Early(early::Flags),
     /// Take over a guest from another process, or from where it was saved to
     #[command(
         after_help = "Examples:\n  cpr-load resume --from unix:/run/cpr/web-next\n  cpr-load resume --from file:/var/lib/cpr/web.state --set memory.path=/dev/dax1.0"
@@ -108,6 +116,7 @@ impl Invocation {
         let action = match cli.verb {
             Verb::Boot(flags) => Action::Boot(Box::new(flags.check()?)),
             Verb::Start(flags) => Action::Start(Box::new(flags.check()?)),
+            Verb::Early(flags) => Action::Early(flags.check()?),
             Verb::Resume(flags) => Action::Resume(flags.check()?),
             Verb::Check(flags) => Action::Check(flags.check()?),
             Verb::Inspect(flags) => Action::Inspect(flags.check()?),

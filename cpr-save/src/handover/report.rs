@@ -88,6 +88,10 @@ pub fn steps(report: &HandoverReport) -> String {
         None => "",
     };
     line("downtime", &format!("{}{by}", report.downtime_us.map_or("not known".to_owned(), milliseconds)));
+    if let Some(taken) = &report.taken_over {
+        line("taken over after", &milliseconds(taken.after_us));
+        line("downtime of that", &taken.downtime_us.map_or("not known".to_owned(), milliseconds));
+    }
     let _ = write!(
         text,
         "\nmoved {} bytes of state, {} descriptors, {} vCPUs; {} of RAM kept in place, {} copied",

@@ -40,6 +40,19 @@ pub const GUEST_INITRD: &str = "/guest/initrd";
 pub const SCENARIO: &str = "/scenario.toml";
 /// Where the host's RAM disk has what `scripts/install` installs, and that itself.
 pub const SCRIPTS: &str = "/scripts";
+/// What that is.
+pub const INSTALLED: [&str; 10] = [
+    "install",
+    "host-upgrade",
+    "resume-early",
+    "systemd/cpr@.service",
+    "systemd/cpr-report.service",
+    "systemd/stop-guest",
+    "initramfs-tools/hooks/cpr",
+    "initramfs-tools/scripts/init-top/cpr",
+    "dracut/90cpr/module-setup.sh",
+    "dracut/90cpr/cpr-early.service",
+];
 /// Where the host's RAM disk has the two commands.
 pub const COMMANDS: &str = "/bin";
 
@@ -92,14 +105,13 @@ pub fn host(
     if scenario.host.as_ref().is_some_and(|host| host.root.is_some()) {
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
         archive.directory(SCRIPTS)?;
-        archive.directory(&format!("{SCRIPTS}/systemd"))?;
-        for file in [
-            "install",
-            "host-upgrade",
-            "systemd/cpr@.service",
-            "systemd/cpr-report.service",
-            "systemd/stop-guest",
-        ] {
+        for file in INSTALLED {
+            // The kernel passes over a directory that is there.
+            let folders: Vec<_> =
+                Path::new(file).ancestors().skip(1).filter(|path| path.parent().is_some()).collect();
+            for folder in folders.iter().rev() {
+                archive.directory(&format!("{SCRIPTS}/{}", folder.display()))?;
+            }
             let path = scripts.join(file);
             let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             archive.file(&format!("{SCRIPTS}/{file}"), &bytes)?;

@@ -51,6 +51,7 @@ const COMMANDS: &[(&str, Command)] = &[
     ("system_wakeup", Act(|control| control.system_wakeup())),
     ("x-cpr-agent", With(agent)),
     ("x-cpr-check", With(check)),
+    ("x-cpr-early", With(early)),
     ("x-cpr-report", Query(|control| json!(control.report()))),
     ("x-cpr-stay-awake", With(stay_awake)),
 ];
@@ -283,6 +284,12 @@ fn stay_awake(control: &dyn Control, mut args: Args) -> Answer {
     args.finish()?;
     control.stay_awake(Duration::from_secs(seconds))?;
     Ok(json!({}))
+}
+
+fn early(control: &dyn Control, args: Args) -> Answer {
+    args.finish()?;
+    let info = control.early().map(|info| json!(info));
+    info.ok_or_else(|| CommandError::generic("this process has not resumed a guest early"))
 }
 
 fn check(control: &dyn Control, mut args: Args) -> Answer {

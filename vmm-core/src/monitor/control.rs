@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::channels::{Channels, Destination, Incoming};
 use super::types::{
-    CpuInfoFast, HandoverReport, MigrateCapabilities, MigrateParameters, MigrateParametersUpdate,
+    CpuInfoFast, EarlyInfo, HandoverReport, MigrateCapabilities, MigrateParameters, MigrateParametersUpdate,
     MigrationInfo, RunState,
 };
 use crate::config::Uuid;
@@ -133,6 +133,10 @@ pub trait Control: Send + Sync {
     fn agent(&self) -> Result<PathBuf, CommandError>;
     /// What the last handover came to; `None` before the first.
     fn report(&self) -> Option<HandoverReport>;
+    /// What a process says of itself that has resumed its guest early; `None` from any other.
+    fn early(&self) -> Option<EarlyInfo> {
+        None
+    }
 }
 
 /// The channels of a check: `None` when neither `uri` nor `channels` was given and the mode needs one.

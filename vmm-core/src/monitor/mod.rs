@@ -25,8 +25,8 @@ mod types;
 pub use self::channels::{Address, Channels, Destination, Incoming};
 pub use self::control::{CheckRequest, CommandError, Control, ErrorClass};
 pub use self::types::{
-    Basis, CpuInfoFast, HandoverReport, MigrateCapabilities, MigrateParameters, MigrateParametersUpdate,
-    MigrationInfo, MigrationStatus, PhaseTime, RamProgress, RunState,
+    Basis, CpuInfoFast, EarlyInfo, HandoverReport, MigrateCapabilities, MigrateParameters,
+    MigrateParametersUpdate, MigrationInfo, MigrationStatus, PhaseTime, RamProgress, RunState, TakenOver,
 };
 
 /// Answers what a client sends, first some of it and then the rest.

@@ -134,6 +134,35 @@ pub struct HandoverReport {
     pub descriptors: u32,
     /// vCPUs that moved.
     pub vcpus: u32,
+    /// Of a guest that was resumed early: how its unit took it over after that.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub taken_over: Option<TakenOver>,
+}
+
+/// The transfer by which a guest's unit took it from the process that had resumed it early.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TakenOver {
+    /// Microseconds from when it was there to when its unit asked for it.
+    pub after_us: u64,
+    /// Microseconds for which it stood once more.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub downtime_us: Option<u64>,
+    /// Microseconds that loading its state took.
+    pub total_us: u64,
+}
+
+/// What a process that has resumed its guest early says of itself (`x-cpr-early`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct EarlyInfo {
+    /// Its number.
+    pub pid: u32,
+    /// For how many microseconds the guest has been there.
+    pub since_us: u64,
+    /// How it was loaded; absent while it is not there.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub report: Option<HandoverReport>,
 }
 
 /// One vCPU (`query-cpus-fast`).

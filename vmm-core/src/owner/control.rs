@@ -12,7 +12,7 @@ use crate::machine::run_state::RunState;
 use crate::machine::{Machine, MachineError};
 use crate::monitor::events::Event;
 use crate::monitor::{
-    CheckRequest, CommandError, Control, CpuInfoFast, Destination, HandoverReport, Incoming,
+    CheckRequest, CommandError, Control, CpuInfoFast, Destination, EarlyInfo, HandoverReport, Incoming,
     MigrateCapabilities, MigrateParameters, MigrateParametersUpdate, MigrationInfo,
 };
 
@@ -167,6 +167,10 @@ impl Control for Shared {
 
     fn report(&self) -> Option<HandoverReport> {
         self.handover().report.clone()
+    }
+
+    fn early(&self) -> Option<EarlyInfo> {
+        Self::early(self)
     }
 }
 

@@ -112,7 +112,11 @@ impl Shared {
             }
             Some(Destination::Exec) | None => {}
         }
-        if *mode == Mode::CprExec {
+        if *mode == Mode::CprExec && self.resumed_early.is_some() {
+            let why = "the guest is in the process that has resumed it early, whose binary is the initial RAM disk's: \
+                       its unit takes it from there (cpr-load start)";
+            blockers.push(Blocker::new("early resume", why.to_owned()));
+        } else if *mode == Mode::CprExec {
             let set = self.parameters().cpr_exec_command.clone();
             blockers.extend(executable(exec_command.as_ref().unwrap_or(&set)).err());
         }
@@ -275,18 +279,8 @@ impl Shared {
 
     /// Tells that a handover is done.
     pub(super) fn completed(&self, report: Report) {
-        let milliseconds = |us: u64| us.div_ceil(1000);
-        let mut handover = self.handover();
-        handover.cancel = None;
-        handover.info = MigrationInfo {
-            status: MigrationStatus::Completed,
-            total_time: Some(milliseconds(report.total_us)),
-            downtime: report.downtime_us.map(milliseconds),
-            phases: report.phases.clone(),
-            ..MigrationInfo::default()
-        };
-        tracing::info!("{} completed; downtime {:?} us", report.mode, report.downtime_us);
-        handover.report = Some(HandoverReport {
+        let mode = report.mode;
+        let report = HandoverReport {
             mode: report.mode,
             status: MigrationStatus::Completed,
             error_desc: None,
@@ -299,7 +293,28 @@ impl Shared {
             ram_kept: report.ram_kept,
             descriptors: report.descriptors,
             vcpus: report.vcpus,
-        });
+            taken_over: None,
+        };
+        if let Some(early) = self.resumed_early.as_ref().filter(|_| mode == Mode::CprReboot) {
+            lock(early).get_or_insert_with(|| (Instant::now(), report.clone()));
+        }
+        self.tell_completed(report);
+    }
+
+    /// Tells what a handover that is done came to.
+    pub(super) fn tell_completed(&self, report: HandoverReport) {
+        let milliseconds = |us: u64| us.div_ceil(1000);
+        tracing::info!("{} completed; downtime {:?} us", report.mode, report.downtime_us);
+        let mut handover = self.handover();
+        handover.cancel = None;
+        handover.info = MigrationInfo {
+            status: MigrationStatus::Completed,
+            total_time: Some(milliseconds(report.total_us)),
+            downtime: report.downtime_us.map(milliseconds),
+            phases: report.phases.clone(),
+            ..MigrationInfo::default()
+        };
+        handover.report = Some(report);
         drop(handover);
         self.events.emit(Event::Migration(MigrationStatus::Completed));
     }
@@ -333,6 +348,7 @@ impl Shared {
             ram_kept: 0,
             descriptors: 0,
             vcpus: 0,
+            taken_over: None,
         });
         drop(handover);
         self.events.emit(Event::Migration(status));

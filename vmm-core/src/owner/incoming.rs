@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::{Origin, OwnerError};
+use super::{Origin, OwnerError, early};
 use crate::cpr::exec::arrive::{self, Arrived};
 use crate::cpr::exec::inherit;
 use crate::cpr::exec::state::{Journey, Settings};
@@ -20,6 +20,7 @@ use crate::cpr::transfer::channel::{self, Channel};
 use crate::cpr::transfer::message::ProtocolError;
 use crate::cpr::transfer::target;
 use crate::machine::{Machine, Overrides};
+use crate::monitor::HandoverReport;
 use crate::monitor::server::MonitorState;
 
 /// How long the source may take to connect to the main channel.
@@ -35,6 +36,8 @@ pub struct Guest {
     pub(super) monitor: Option<MonitorState>,
     /// How it came, where the source cannot say.
     pub(super) report: Option<Report>,
+    /// How it came to the process that had resumed it early, and from there to this one.
+    pub(super) early: Option<HandoverReport>,
     /// Why an exec came back to the old binary.
     pub(super) came_back: Option<String>,
     /// What the monitor's users had set before an exec.
@@ -53,19 +56,28 @@ pub struct Onward {
 }
 
 impl Guest {
-    fn new(machine: Machine, fds: FdTable, monitor: Option<MonitorState>) -> Self {
-        Self { machine, fds, monitor, report: None, came_back: None, settings: None, onward: None }
+    pub(super) fn new(machine: Machine, fds: FdTable, monitor: Option<MonitorState>) -> Self {
+        Self {
+            machine,
+            fds,
+            monitor,
+            report: None,
+            early: None,
+            came_back: None,
+            settings: None,
+            onward: None,
+        }
     }
 }
 
 /// A listening socket whose file goes away with it.
-struct Listening {
+pub(super) struct Listening {
     socket: UnixListener,
     path: PathBuf,
 }
 
 impl Listening {
-    fn on(path: &Path) -> Result<Self, OwnerError> {
+    pub(super) fn on(path: &Path) -> Result<Self, OwnerError> {
         let doing = || format!("listening on {}", path.display());
         // Bound under another name and renamed when it listens: who sees the path can connect.
         let staging = path.with_extension(format!("{}.tmp", std::process::id()));
@@ -81,7 +93,7 @@ impl Listening {
         Ok(Self { socket: listening.socket.try_clone().map_err(OwnerError::io(doing()))?, path: path.into() })
     }
 
-    fn accept(&self, deadline: Instant) -> Result<Channel, ProtocolError> {
+    pub(super) fn accept(&self, deadline: Instant) -> Result<Channel, ProtocolError> {
         channel::wait_ready(self.socket.as_fd(), PollFlags::POLLIN, None, deadline)?;
         let (stream, _) = self.socket.accept().map_err(channel::ChannelError::from)?;
         crate::monitor::server::refuse_strangers(&stream).map_err(channel::ChannelError::from)?;
@@ -118,6 +130,7 @@ pub(super) fn receive(origin: &Origin, overrides: &Overrides) -> Result<Guest, O
             let (report, settings) = (Some(report), Some(settings));
             Ok(Guest { report, came_back, settings, ..Guest::new(machine, fds, monitor) })
         }
+        Origin::Early(monitor, info) => early::take_over(monitor, info, overrides),
         Origin::Deferred => Err(OwnerError::NoGuest),
     }
 }
@@ -153,7 +166,7 @@ fn connected(fd: RawFd) -> Result<Channel, OwnerError> {
     taken.map_err(OwnerError::io(format!("using the inherited descriptor {fd}")))
 }
 
-fn no_main() -> ProtocolError {
+pub(super) fn no_main() -> ProtocolError {
     ProtocolError::Malformed {
         kind: "Hello",
         why: "the source wants a main channel of its own, and this target has none: start it with --main"

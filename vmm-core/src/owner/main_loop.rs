@@ -61,7 +61,7 @@ impl Owner {
         let inbox = Arc::new(Inbox::new().map_err(OwnerError::io("making an eventfd"))?);
         let signals = Signals::block(Arc::clone(&inbox)).map_err(OwnerError::io("catching signals"))?;
         let events = EventSender::new().map_err(OwnerError::io("making an eventfd"))?;
-        let shared = Shared::new(events.clone(), Arc::clone(&inbox));
+        let shared = Shared::new(events.clone(), Arc::clone(&inbox), options.early);
         let mut manager = EventManager::new()
             .map_err(|e| OwnerError::io("making an epoll")(std::io::Error::other(format!("{e:?}"))))?;
         let monitor =
@@ -167,7 +167,7 @@ impl Owner {
     }
 
     fn take_in(&mut self, guest: incoming::Guest) {
-        let incoming::Guest { machine, mut fds, monitor, report, came_back, settings, onward } = guest;
+        let incoming::Guest { machine, mut fds, monitor, report, early, came_back, settings, onward } = guest;
         if let Some(settings) = settings {
             self.shared.apply(&settings);
         }
@@ -205,6 +205,8 @@ impl Owner {
                 self.shared.events.emit(Event::Stop);
             }
             self.shared.completed(report);
+        } else if let Some(report) = early {
+            self.shared.tell_completed(report);
         }
         if state == RunState::Running {
             self.shared.events.emit(Event::Resume);
@@ -300,6 +302,10 @@ impl Owner {
                     self.server().release_listeners();
                 }
                 self.shared.gave_away(report);
+                if self.options.early {
+                    // Nobody waits for what it could tell.
+                    self.end(Ok(Ended::GivenAway));
+                }
             }
         }
     }

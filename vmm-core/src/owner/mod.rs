@@ -7,6 +7,7 @@
 mod agent;
 mod awake;
 mod control;
+pub mod early;
 mod handover;
 pub mod inbox;
 mod incoming;
@@ -20,6 +21,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Instant;
 
 use self::awake::StayAwake;
 use self::inbox::Inbox;
@@ -44,7 +46,8 @@ use crate::monitor::events::EventSender;
 use crate::monitor::paths;
 use crate::monitor::server::MonitorServer;
 use crate::monitor::{
-    HandoverReport, Incoming as IncomingFrom, MigrateCapabilities, MigrateParameters, MigrationInfo,
+    EarlyInfo, HandoverReport, Incoming as IncomingFrom, MigrateCapabilities, MigrateParameters,
+    MigrationInfo,
 };
 
 /// Where a guest comes from.
@@ -56,6 +59,8 @@ pub enum Origin {
     Connected(std::os::fd::RawFd),
     /// Where it was saved to.
     Saved(Place),
+    /// The process that has resumed the guest early, and listens at this monitor.
+    Early(PathBuf, Box<EarlyInfo>),
     /// The stopover that this process's guest is in since it executed this image.
     Exec(Arrival),
     /// A process that is about to execute its new binary; from here it goes on.
@@ -75,6 +80,8 @@ pub struct Options {
     pub waiting: Waiting,
     /// What differs here from what the saved state says (`KEY=VALUE`).
     pub set: Vec<String>,
+    /// Whether the guest is resumed early, for its unit to take it over from here ([`early`]).
+    pub early: bool,
 }
 
 /// Why the process could not run its guest.
@@ -95,6 +102,9 @@ pub enum OwnerError {
     /// The monitor.
     #[error(transparent)]
     Monitor(#[from] crate::monitor::server::MonitorError),
+    /// A guest that was resumed early.
+    #[error(transparent)]
+    Early(#[from] early::EarlyError),
     /// A system call failed.
     #[error("{doing}: {source}")]
     Io {
@@ -189,6 +199,8 @@ pub struct Shared {
     /// Whether a guest may come, or has come and the main thread has not taken it in yet.
     entrance: Arc<Entrance>,
     handover: Mutex<Handover>,
+    /// In a process that resumes its guest early: when it was there, and how that went.
+    resumed_early: Option<Mutex<Option<(Instant, HandoverReport)>>>,
     parameters: Mutex<MigrateParameters>,
     capabilities: Mutex<MigrateCapabilities>,
     events: EventSender,
@@ -202,13 +214,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn new(events: EventSender, inbox: Arc<Inbox<Task>>) -> Arc<Self> {
+    fn new(events: EventSender, inbox: Arc<Inbox<Task>>, early: bool) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             guest: Mutex::default(),
             awaits: AtomicBool::new(false),
             entrance: Arc::default(),
             handover: Mutex::default(),
+            resumed_early: early.then(Mutex::default),
             parameters: Mutex::default(),
             capabilities: Mutex::default(),
             events,

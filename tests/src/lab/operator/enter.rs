@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot};
 
 use super::{KEPT, LAB};
-use crate::lab::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL, SCENARIO, SCRIPTS};
+use crate::lab::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL, INSTALLED, SCENARIO, SCRIPTS};
 use crate::lab::init::REPORT_PORT;
 use crate::lab::paths::{GUESTS, serial, serial_log};
 use crate::lab::scenario::{Backing, Guest, Scenario, Terminal};
@@ -22,7 +22,7 @@ use crate::lab::{dax, disks, paths};
 
 /// Where the host's root is mounted before it becomes the root.
 const ROOT: &str = "/root";
-const UNITS: &str = "/run/systemd/system";
+const UNITS: &str = "/etc/systemd/system";
 const SERVICE: &str = "lab.service";
 /// What is given up after 90 seconds elsewhere may still come on an emulated host.
 const PATIENCE: &str = "[Manager]\nDefaultTimeoutStartSec=300\nDefaultDeviceTimeoutSec=300\n";
@@ -49,9 +49,9 @@ pub fn enter(scenario: &Scenario) -> Result<Infallible> {
     let installed = at(LAB).join("installed");
     if !installed.exists() {
         install(scenario)?;
+        prepare(scenario)?;
         fs::write(installed, "")?;
     }
-    prepare(scenario)?;
     Ok(early::switch_root(ROOT)?)
 }
 
@@ -64,13 +64,10 @@ fn install(scenario: &Scenario) -> Result<()> {
         (GUEST_INITRD.into(), lab.join("guest/initrd")),
         (SCENARIO.into(), lab.join("scenario.toml")),
     ];
-    for (from, to) in
-        [(COMMANDS, "bin"), (SCRIPTS, "scripts"), (&format!("{SCRIPTS}/systemd"), "scripts/systemd")]
-    {
-        for entry in fs::read_dir(from)?.flatten().filter(|entry| entry.path().is_file()) {
-            copies.push((entry.path(), lab.join(to).join(entry.file_name())));
-        }
+    for entry in fs::read_dir(COMMANDS)?.flatten().filter(|entry| entry.path().is_file()) {
+        copies.push((entry.path(), lab.join("bin").join(entry.file_name())));
     }
+    copies.extend(INSTALLED.map(|file| (Path::new(SCRIPTS).join(file), lab.join("scripts").join(file))));
     for (from, to) in copies {
         let to = at(to);
         fs::create_dir_all(to.parent().unwrap_or(Path::new(ROOT)))?;
@@ -142,23 +139,27 @@ fn configuration(name: &str, guest: &Guest) -> String {
     )
 }
 
-/// What lies in /run, which goes along: the operator's service, and the patience that a slow machine needs.
+/// What goes with the host itself: the operator's service, the patience that a slow machine needs, and the disk that is mounted by its
+/// own init where the lab's has not done it.
 fn prepare(scenario: &Scenario) -> Result<()> {
     let wants = format!("{UNITS}/multi-user.target.wants");
-    let manager = "/run/systemd/system.conf.d";
+    let manager = "/etc/systemd/system.conf.d";
     for directory in [wants.as_str(), manager] {
-        fs::create_dir_all(directory)?;
+        fs::create_dir_all(at(directory))?;
     }
-    fs::write(Path::new(manager).join("10-lab.conf"), PATIENCE)?;
+    fs::write(at(manager).join("10-lab.conf"), PATIENCE)?;
     let count = 1 + usize::from(scenario.second.is_some());
     let guests: Vec<_> = GUESTS[..count].iter().map(|name| format!("cpr@{name}.service")).collect();
     let guests = guests.join(" ");
     // It is started before the guests, and stopped after them.
     let service = format!(
-        "[Unit]\nDescription=The operator\nBefore={guests}\n\n[Service]\nExecStart={LAB}/lab operate\nStandardOutput=file:{REPORT_PORT}\n\
-         StandardError=file:{REPORT_PORT}\nKillMode=process\nTimeoutStopSec=300\n"
+        "[Unit]\nDescription=The operator\nBefore={guests}\nRequiresMountsFor={KEPT}\n\n[Service]\nExecStart={LAB}/lab operate\n\
+         StandardOutput=file:{REPORT_PORT}\nStandardError=file:{REPORT_PORT}\nKillMode=process\nTimeoutStopSec=300\n"
     );
-    fs::write(Path::new(UNITS).join(SERVICE), service)?;
-    symlink(format!("../{SERVICE}"), Path::new(&wants).join(SERVICE))?;
+    fs::write(at(UNITS).join(SERVICE), service)?;
+    symlink(format!("../{SERVICE}"), at(&wants).join(SERVICE))?;
+    let mut table =
+        fs::OpenOptions::new().append(true).open(at("/etc/fstab")).context("opening /etc/fstab")?;
+    writeln!(table, "/dev/{} {KEPT} ext4 defaults 0 0", disks::nth(1))?;
     Ok(())
 }

@@ -48,8 +48,12 @@ pub enum Operation {
     DryRun,
     /// `host-upgrade` where systemd refuses the kexec.
     KexecRefused,
+    /// The host's own tools make its initial RAM disk.
+    Initrd,
     /// `host-upgrade`.
     Upgrade,
+    /// `host-upgrade`, with guests that their units let go on: none is resumed early.
+    UpgradeLate,
     /// `kexec -s -l` and `systemctl kexec`.
     Kexec,
     /// `systemctl reboot`.
@@ -186,11 +190,15 @@ impl Operation {
     /// Whether it ends the host's kernel, and if so, whether the guests must go on.
     fn ends_the_kernel(self) -> Option<bool> {
         match self {
-            Self::Upgrade | Self::Kexec => Some(true),
+            Self::Upgrade | Self::UpgradeLate | Self::Kexec => Some(true),
             Self::Reboot | Self::PowerLoss => Some(false),
-            Self::Reload | Self::Crash | Self::Stop | Self::Refusals | Self::DryRun | Self::KexecRefused => {
-                None
-            }
+            Self::Reload
+            | Self::Crash
+            | Self::Stop
+            | Self::Refusals
+            | Self::DryRun
+            | Self::KexecRefused
+            | Self::Initrd => None,
         }
     }
 }
@@ -204,7 +212,9 @@ impl std::fmt::Display for Operation {
             Self::Refusals => "refusals",
             Self::DryRun => "dry run",
             Self::KexecRefused => "kexec refused",
+            Self::Initrd => "initrd",
             Self::Upgrade => "upgrade",
+            Self::UpgradeLate => "late upgrade",
             Self::Kexec => "kexec",
             Self::Reboot => "reboot",
             Self::PowerLoss => "power loss",

@@ -21,6 +21,8 @@ use crate::lab::scenario::Scenario;
 
 /// For a host to take its guests down.
 const DOWN_WITHIN: Duration = Duration::from_mins(5);
+/// The host's initial RAM disk, where it is its own.
+const OWN_INITRD: &str = "/var/lib/lab/initrd";
 /// Where `host-upgrade` says how it went.
 const REPORT: &str = "/var/lib/cpr/upgrade.report";
 
@@ -139,9 +141,12 @@ pub fn run(
             report.said.extend(ours.map(str::to_owned));
             must("systemctl", &["unmask", "--runtime", "kexec.target"])?;
         }
-        Operation::Upgrade | Operation::Kexec | Operation::Reboot | Operation::PowerLoss => {
-            bail!("{operation} ends the kernel")
-        }
+        Operation::Initrd => make_initrd(report)?,
+        Operation::Upgrade
+        | Operation::UpgradeLate
+        | Operation::Kexec
+        | Operation::Reboot
+        | Operation::PowerLoss => bail!("{operation} ends the kernel"),
     }
     all_go_on(guests, scenario, report)
 }
@@ -247,7 +252,23 @@ fn ended_well(guest: &Followed) -> Result<Option<String>> {
 fn next(scenario: &Scenario, index: usize) -> Result<[String; 2]> {
     let host = scenario.host.as_ref().context("there is no host")?;
     let kernel = host.next.get(index).context("the host has no other kernel")?;
-    Ok(kexec::images(*kernel).map(|path| Path::new(KEPT).join(path).display().to_string()))
+    let [image, initrd] = kexec::images(*kernel).map(|path| Path::new(KEPT).join(path).display().to_string());
+    Ok([image, if host.own_initrd { OWN_INITRD.to_owned() } else { initrd }])
+}
+
+/// Has initramfs-tools or dracut make the host's initial RAM disk, with what `scripts/install` has installed for that.
+fn make_initrd(report: &mut OperationReport) -> Result<()> {
+    let version = fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
+    let began = Instant::now();
+    let said = if Path::new("/usr/sbin/mkinitramfs").exists() {
+        must("/usr/sbin/mkinitramfs", &["-o", OWN_INITRD, &version])?
+    } else {
+        must("dracut", &["--force", "--no-kernel", OWN_INITRD, &version])?
+    };
+    report.said.extend(said.lines().map(str::to_owned));
+    let mib = fs::metadata(OWN_INITRD)?.len() >> 20;
+    report.said.push(format!("made {OWN_INITRD}, {mib} MiB, in {} s", began.elapsed().as_secs()));
+    Ok(())
 }
 
 fn boot_id() -> Result<String> {
@@ -269,10 +290,13 @@ pub fn end_the_kernel(
     let under_way =
         |report| Some(UnderWay { operation, boot_id: boot_id().unwrap_or_default(), go_on, report });
     let mut begun = match operation {
-        Operation::Upgrade => {
+        Operation::Upgrade | Operation::UpgradeLate => {
             let [image, initrd] = next(scenario, before)?;
             // This process heeds no SIGTERM, and what it starts would inherit that.
-            let upgrade = ["--default-signal=TERM", "host-upgrade", &image, &initrd];
+            let mut upgrade = vec!["--default-signal=TERM", "host-upgrade", &image, &initrd];
+            if operation == Operation::UpgradeLate {
+                upgrade.extend(["--append", "cpr.early=0"]);
+            }
             Command::new("env").args(upgrade).stdin(Stdio::null()).spawn()
         }
         Operation::Kexec => {
@@ -339,7 +363,7 @@ pub fn finish(
             report.wrong.extend(guest.began_anew(booted)?);
         }
     }
-    if operation == Operation::Upgrade {
+    if matches!(operation, Operation::Upgrade | Operation::UpgradeLate) {
         let path = PathBuf::from(REPORT);
         let whole = || Ok(path.exists() && !Path::new("/var/lib/cpr/upgrade").exists());
         wait_for("the report", whole)?;
@@ -349,6 +373,12 @@ pub fn finish(
             said.lines().filter(|line| line.contains(" downtime ") && line.contains(" by the host's TSC"));
         if told.count() != guests.len() {
             report.wrong.push(format!("the report does not say of each guest how long it stood:\n{said}"));
+        }
+        let early =
+            scenario.host.as_ref().is_some_and(|host| host.own_initrd) && operation == Operation::Upgrade;
+        let taken_over = said.lines().filter(|line| line.contains("taken over after")).count();
+        if taken_over != if early { guests.len() } else { 0 } {
+            report.wrong.push(format!("{taken_over} guests were resumed early"));
         }
     }
     Ok(())

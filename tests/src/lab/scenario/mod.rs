@@ -82,6 +82,9 @@ pub struct Host {
     /// A userland of its own, with systemd: the guests are units then, and operations are what is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<Root>,
+    /// Whether it goes into them with the initial RAM disk that its own tools make, and not with the lab's: the operator has it made.
+    #[serde(default)]
+    pub own_initrd: bool,
     /// The kernels that it goes into, one for each step `kexec`, or operation that does so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub next: Vec<Kernel>,
