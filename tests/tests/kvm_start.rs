@@ -133,9 +133,14 @@ struct EarlyProcess(Pid);
 impl EarlyProcess {
     fn ends(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + DEADLINE;
-        // Nobody may wait for it.
-        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", self.0));
-        while stat().is_ok_and(|stat| !stat.contains(") Z ")) {
+        let directory = PathBuf::from(format!("/proc/{}", self.0));
+        // Nobody may wait for it; but it has what it had until its last thread is gone.
+        let is_dead = || {
+            let stat = std::fs::read_to_string(directory.join("stat"));
+            let threads = std::fs::read_dir(directory.join("task")).map_or(0, Iterator::count);
+            stat.map_or(true, |stat| stat.contains(") Z ") && threads <= 1)
+        };
+        while !is_dead() {
             ensure!(Instant::now() < deadline, "process {} has not ended", self.0);
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -33,7 +33,7 @@ pub(super) struct Flags {
     saved: Option<PathBuf>,
     /// Have the processes live on when the initial RAM disk is gone: in a mount namespace and a root of their own, where they see no
     /// file system but /proc, /sys, /dev and /run
-    #[arg(long)]
+    #[arg(long, conflicts_with = "saved")]
     outlive_root: bool,
 }
 
