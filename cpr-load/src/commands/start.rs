@@ -19,7 +19,7 @@ pub fn start(start: Start) -> anyhow::Result<ExitCode> {
     if guest.discard_saved {
         waiting::give_up(name, Some(&saved))?;
     } else if let Some(info) = resumed_early(&guest)? {
-        return take_over(guest, info);
+        return take_over(&guest, info);
     } else if let Some(place) = waiting::find(name, &saved).with_context(|| unknown(name))? {
         tracing::info!("guest '{name}' was saved and waits in {place}");
         let from = Origin::Saved(place);
@@ -52,8 +52,8 @@ fn resumed_early(guest: &Boot) -> anyhow::Result<Option<EarlyInfo>> {
 }
 
 /// Takes a guest over from the process that has resumed it early; its monitor comes along.
-fn take_over(guest: Boot, info: EarlyInfo) -> anyhow::Result<ExitCode> {
-    let (name, pid, monitor) = (guest.config.name.clone(), info.pid, monitor_of(&guest));
+fn take_over(guest: &Boot, info: EarlyInfo) -> anyhow::Result<ExitCode> {
+    let (name, pid, monitor) = (guest.config.name.clone(), info.pid, monitor_of(guest));
     tracing::info!("guest '{name}' was resumed early: it is taken over from process {pid}");
     let from = Origin::Early(monitor.clone(), Box::new(info));
     let taken = resume(Resume { from, set: Vec::new(), monitor: None, paused: guest.paused, early: false });
