@@ -21,6 +21,7 @@ cpr_tests::tests!(
     a_guest_whose_ram_is_not_there_yet_is_not_booted,
     a_guest_goes_where_it_is_best_kept_and_one_that_is_excepted_stays,
     a_guest_that_was_resumed_early_is_taken_over,
+    a_guest_that_was_resumed_early_is_saved_from_there,
     a_guest_that_cannot_be_resumed_early_waits_for_its_unit,
     a_guest_that_runs_is_taken_from_nobody_who_has_not_resumed_it_early,
     a_guest_that_cannot_be_taken_over_goes_on_where_it_was,
@@ -299,6 +300,19 @@ fn a_guest_that_was_resumed_early_is_taken_over() -> anyhow::Result<()> {
     ensure!(status.facts["migration"]["status"] == "completed", "its status is {}", status.facts);
     ensure!(unit.vm.ask("x-cpr-early").is_err(), "its unit's process says that it has resumed it early");
     unit.vm.exec()?;
+    unit.vm.goes_on()
+}
+
+fn a_guest_that_was_resumed_early_is_saved_from_there() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut unit = Unit::boot(&host)?;
+    unit.save()?;
+    let early = unit.resumed_early()?;
+    let to = format!("file:{}", unit.state().display());
+    unit.vm.save("reboot", &["--to", &to])?.must_be(0)?;
+    early.ends()?;
+    unit.start()?;
+    ensure!(!unit.is_booted(), "it was booted: {}", unit.vm.process.log());
     unit.vm.goes_on()
 }
 

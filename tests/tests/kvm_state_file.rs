@@ -8,12 +8,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use cpr_tests::guests::{Guest, Mode};
-use cpr_tests::harness::host::Host;
+use cpr_tests::guests::{Guest, Mode, Work};
+use cpr_tests::harness::host::{Host, Save};
 use cpr_tests::harness::process::Process;
 use cpr_tests::harness::runner::Tier;
 use cpr_tests::harness::vm::{Spec, Vm};
-use serde_json::json;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use vmm_core::monitor::client::Client;
 
 cpr_tests::tests!(
     Tier::Kvm,
@@ -28,6 +30,7 @@ cpr_tests::tests!(
     ram_that_is_copied_goes_along_and_takes_no_more_room_than_it_must,
     a_file_with_ram_is_loaded_once_and_a_copy_of_it_never,
     ram_that_is_being_copied_keeps_nobody_waiting_and_can_be_called_off,
+    a_guest_that_is_to_end_while_it_is_saved_ends_when_that_is_called_off,
     a_file_with_ram_that_is_damaged_or_cut_is_refused_and_the_whole_one_loaded,
 );
 
@@ -329,27 +332,53 @@ fn a_file_with_ram_that_is_damaged_or_cut_is_refused_and_the_whole_one_loaded() 
     vm.goes_on()
 }
 
-fn ram_that_is_being_copied_keeps_nobody_waiting_and_can_be_called_off() -> anyhow::Result<()> {
-    const SOON: Duration = Duration::from_secs(20);
-    let host = Host::new()?;
-    let vm = Vm::boot(&host, Spec { memory_mib: 768, ..Spec::new(Guest::patterns(Mode::Long), 1) })?;
-    // Nothing that could be packed.
-    let mut noise = vec![0; 1 << 20];
-    File::open("/dev/urandom")?.read_exact(&mut noise)?;
-    for mib in 64..768 {
-        vm.ram.file().write_all_at(&noise, mib << 20)?;
-    }
-    let file = host.fresh("state");
-    let save = vm.start("reboot", &["--copy-ram", "--to", &format!("file:{}", file.display())])?;
-    let mut monitor = vm.monitor()?;
-    let deadline = Instant::now() + SOON;
-    let ram = loop {
-        let ram = monitor.execute("query-migrate", &json!({}))?["ram"].clone();
-        if ram["transferred"].as_u64().is_some_and(|bytes| bytes > 0) {
-            break ram;
+/// A guest whose RAM is being copied into a file.
+struct Copying<'h> {
+    vm: Vm<'h>,
+    file: PathBuf,
+    save: Save,
+    monitor: Client,
+    /// What `query-migrate` says of its RAM.
+    ram: Value,
+}
+
+impl<'h> Copying<'h> {
+    fn begin(host: &'h Host, guest: Guest) -> anyhow::Result<Self> {
+        const SOON: Duration = Duration::from_secs(20);
+        let vm = Vm::boot(host, Spec { memory_mib: 768, ..Spec::new(guest, 1) })?;
+        // Nothing that could be packed.
+        let mut noise = vec![0; 1 << 20];
+        File::open("/dev/urandom")?.read_exact(&mut noise)?;
+        for mib in 64..768 {
+            vm.ram.file().write_all_at(&noise, mib << 20)?;
         }
-        ensure!(Instant::now() < deadline, "no RAM is being copied");
-    };
+        let file = host.fresh("state");
+        let save = vm.start("reboot", &["--copy-ram", "--to", &format!("file:{}", file.display())])?;
+        let mut monitor = vm.monitor()?;
+        let deadline = Instant::now() + SOON;
+        let ram = loop {
+            let ram = monitor.execute("query-migrate", &json!({}))?["ram"].clone();
+            if ram["transferred"].as_u64().is_some_and(|bytes| bytes > 0) {
+                break ram;
+            }
+            ensure!(Instant::now() < deadline, "no RAM is being copied");
+        };
+        Ok(Self { vm, file, save, monitor, ram })
+    }
+
+    /// Calls it off.
+    fn cancel(mut self) -> anyhow::Result<Vm<'h>> {
+        self.monitor.execute("migrate_cancel", &json!({}))?;
+        self.save.finish()?.must_say(1, "cancelled")?;
+        ensure!(!self.file.exists(), "there is a file of a save that was called off");
+        Ok(self.vm)
+    }
+}
+
+fn ram_that_is_being_copied_keeps_nobody_waiting_and_can_be_called_off() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut copying = Copying::begin(&host, Guest::patterns(Mode::Long))?;
+    let Copying { monitor, ram, .. } = &mut copying;
     ensure!(ram["total"].as_u64() >= Some(704 << 20) && ram["remaining"].as_u64() > Some(0), "{ram}");
     // Whoever asks is answered, and who would change something is refused.
     let state = monitor.execute("query-status", &json!({}))?["status"].clone();
@@ -357,8 +386,22 @@ fn ram_that_is_being_copied_keeps_nobody_waiting_and_can_be_called_off() -> anyh
     let refused = monitor.execute("cont", &json!({})).err().context("a guest that is saved went on")?;
     let why = refused.command_error().context("nothing was answered")?;
     ensure!(why.desc.contains("finish-migrate"), "{why}");
-    monitor.execute("migrate_cancel", &json!({}))?;
-    save.finish()?.must_say(1, "cancelled")?;
-    ensure!(!file.exists(), "there is a file of a save that was called off");
-    vm.goes_on()
+    copying.cancel()?.goes_on()
+}
+
+fn a_guest_that_is_to_end_while_it_is_saved_ends_when_that_is_called_off() -> anyhow::Result<()> {
+    const SOON: Duration = Duration::from_secs(20);
+    let host = Host::new()?;
+    let mut copying = Copying::begin(&host, Guest::new(Work::PowerOff, Mode::Protected))?;
+    copying.vm.process.signal(Signal::SIGTERM)?;
+    // The signal is heard before what comes over the monitor.
+    let deadline = Instant::now() + SOON;
+    while !copying.vm.process.log().contains("is being handed over") {
+        ensure!(Instant::now() < deadline, "the signal was not heard: {}", copying.vm.process.log());
+        copying.monitor.execute("query-status", &json!({}))?;
+    }
+    let mut vm = copying.cancel()?;
+    let status = vm.process.wait(SOON)?;
+    ensure!(status.success() && vm.process.log().contains("the guest powered off"), "it ended with {status}");
+    Ok(())
 }

@@ -1,9 +1,8 @@
 //! `start`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use vmm_core::cpr::reboot::waiting;
 use vmm_core::monitor::{EarlyInfo, paths};
 use vmm_core::owner::{Origin, early};
@@ -16,9 +15,15 @@ use crate::flags::{Boot, Resume, Start};
 pub fn start(start: Start) -> anyhow::Result<ExitCode> {
     let Start { boot: guest, saved } = start;
     let name = &guest.config.name;
+    let early = resumed_early(name)?;
     if guest.discard_saved {
+        if let Some(EarlyInfo { pid, .. }) = early {
+            bail!(
+                "guest '{name}' does not wait: it runs in process {pid}, which has resumed it early (cpr-save quit {name} ends it)"
+            );
+        }
         waiting::give_up(name, Some(&saved))?;
-    } else if let Some(info) = resumed_early(&guest)? {
+    } else if let Some(info) = early {
         return take_over(&guest, info);
     } else if let Some(place) = waiting::find(name, &saved).with_context(|| unknown(name))? {
         tracing::info!("guest '{name}' was saved and waits in {place}");
@@ -35,28 +40,21 @@ pub fn start(start: Start) -> anyhow::Result<ExitCode> {
     boot(guest)
 }
 
-fn monitor_of(guest: &Boot) -> PathBuf {
-    guest.monitor.clone().unwrap_or_else(|| paths::socket_of(&guest.config.name))
-}
-
-/// The process that has resumed a guest early, if one has it.
-fn resumed_early(guest: &Boot) -> anyhow::Result<Option<EarlyInfo>> {
-    let monitor = monitor_of(guest);
+/// The process that has resumed a guest early, if one has it: its monitor is called after the guest, whatever the unit's is to be.
+fn resumed_early(name: &str) -> anyhow::Result<Option<EarlyInfo>> {
+    let monitor = paths::socket_of(name);
     early::find(&monitor).with_context(|| {
-        format!(
-            "asking whoever listens at {} whether it has resumed guest '{}' early",
-            monitor.display(),
-            guest.config.name
-        )
+        format!("asking whoever listens at {} whether it has resumed guest '{name}' early", monitor.display())
     })
 }
 
-/// Takes a guest over from the process that has resumed it early; its monitor comes along.
+/// Takes a guest over from the process that has resumed it early; its monitor comes along, unless there is to be another.
 fn take_over(guest: &Boot, info: EarlyInfo) -> anyhow::Result<ExitCode> {
-    let (name, pid, monitor) = (guest.config.name.clone(), info.pid, monitor_of(guest));
+    let (name, pid, monitor) = (guest.config.name.clone(), info.pid, paths::socket_of(&guest.config.name));
+    let own = guest.monitor.clone().filter(|own| *own != monitor);
     tracing::info!("guest '{name}' was resumed early: it is taken over from process {pid}");
     let from = Origin::Early(monitor.clone(), Box::new(info));
-    let taken = resume(Resume { from, set: Vec::new(), monitor: None, paused: guest.paused, early: false });
+    let taken = resume(Resume { from, set: Vec::new(), monitor: own, paused: guest.paused, early: false });
     taken.with_context(|| match early::find(&monitor) {
         Ok(Some(EarlyInfo { pid: found, .. })) if found == pid => {
             format!("guest '{name}' goes on where it was, in process {pid}, and can be taken over again")

@@ -7,6 +7,7 @@ use anyhow::{Context, anyhow};
 use serde::Deserialize;
 use serde_json::json;
 use vmm_core::monitor::RunState;
+use vmm_core::monitor::client::ClientError;
 
 use super::agent::Agent;
 use crate::exit::Failure;
@@ -35,22 +36,24 @@ pub fn suspend(
     progress.step("suspending the guest", &json!({"event": "suspending"}));
     let deadline = Instant::now() + within;
     let mut agent = ask(guest, deadline).map_err(|error| Failure::InSource { state, error })?;
-    match falls_asleep(guest, &mut agent, deadline, signals) {
+    let asleep = agent.suspend().and_then(|()| falls_asleep(guest, &mut agent, deadline, signals));
+    match asleep {
         Ok(true) => Ok(true),
         Ok(false) => Err(keep_awake(guest, late(within))),
         Err(error) => Err(keep_awake(guest, error)),
     }
 }
 
-/// Has its agent begin to suspend the guest.
+/// Finds the guest's agent.
 fn ask(guest: &mut Guest, deadline: Instant) -> anyhow::Result<Agent> {
     let answer = guest.execute("x-cpr-agent", &json!({})).context("looking for the guest's agent")?;
     let socket = PathBuf::deserialize(&answer["socket"]).context("x-cpr-agent")?;
-    let mut agent = Agent::find(&socket, deadline.min(Instant::now() + ANSWERS))?;
-    // It may sleep again, where an earlier try was given up.
-    stay_awake(guest, Duration::ZERO)?;
-    agent.suspend()?;
-    Ok(agent)
+    let agent = Agent::find(&socket, deadline.min(Instant::now() + ANSWERS))?;
+    // It may sleep again, where an earlier try was given up. One of an older build sleeps whenever it wants to.
+    match stay_awake(guest, Duration::ZERO) {
+        Err(error) if error.command_error().is_none() => Err(error).context("letting the guest sleep"),
+        _ => Ok(agent),
+    }
 }
 
 /// Whether the guest sleeps before the deadline.
@@ -84,9 +87,8 @@ fn late(within: Duration) -> anyhow::Error {
     )
 }
 
-fn stay_awake(guest: &mut Guest, time: Duration) -> anyhow::Result<()> {
-    guest.execute("x-cpr-stay-awake", &json!({"seconds": time.as_secs()}))?;
-    Ok(())
+fn stay_awake(guest: &mut Guest, time: Duration) -> Result<(), ClientError> {
+    guest.execute("x-cpr-stay-awake", &json!({"seconds": time.as_secs()})).map(drop)
 }
 
 /// Has a guest go on that was asked to sleep, and may be on its way; gives the failure with how it is by now.
@@ -94,7 +96,7 @@ fn keep_awake(guest: &mut Guest, error: anyhow::Error) -> Failure {
     let error = match stay_awake(guest, ON_ITS_WAY) {
         Ok(()) => error,
         Err(asleep) => error.context(format!(
-            "the guest was asked to suspend, and may sleep yet, when system_wakeup wakes it; to have that done failed: {asleep:#}"
+            "the guest was asked to suspend, and may sleep yet, when system_wakeup wakes it; to have that done failed: {asleep}"
         )),
     };
     match guest.run_state() {

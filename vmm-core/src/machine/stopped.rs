@@ -135,6 +135,8 @@ impl Drop for Stopped<'_> {
             device.resume();
         }
         *self.state = self.was;
+        // A vCPU may take this processor at once, and go to sleep.
+        self.state.show();
         if self.was == RunState::Running {
             self.machine.vcpus.enter();
         }

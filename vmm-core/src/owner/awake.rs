@@ -14,9 +14,9 @@ impl StayAwake {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
-    /// Whether a guest that sleeps now is to be woken by whoever asks this: it is said once.
-    pub(super) fn take(&self) -> bool {
-        let until = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// Whether a guest that sleeps now is to be woken.
+    pub(super) fn is_wanted(&self) -> bool {
+        let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| Instant::now() < until)
     }
 }
@@ -26,16 +26,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_is_woken_once_and_in_time_only() {
+    fn a_guest_is_to_be_awake_for_as_long_as_was_said() {
         let awake = StayAwake::default();
-        assert!(!awake.take());
+        assert!(!awake.is_wanted());
         awake.set(Duration::from_mins(1));
-        assert!(awake.take() && !awake.take());
-        awake.set(Duration::from_mins(1));
+        assert!(awake.is_wanted());
         awake.set(Duration::ZERO);
-        assert!(!awake.take());
+        assert!(!awake.is_wanted());
         awake.set(Duration::from_nanos(1));
         std::thread::sleep(Duration::from_millis(1));
-        assert!(!awake.take());
+        assert!(!awake.is_wanted());
     }
 }

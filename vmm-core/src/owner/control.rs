@@ -205,11 +205,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Wakes a guest that sleeps although it is to be awake.
+    /// Wakes a guest that sleeps although it is to be awake; once. Called on the main thread.
     pub(super) fn wake_if_wanted(&self, guest: &Machine) -> Result<(), MachineError> {
-        let wanted = guest.run_state() == RunState::Suspended
-            && (guest.is_power_button_pressed() || self.awake.take());
-        if wanted { self.wake(guest) } else { Ok(()) }
+        let wanted = guest.is_power_button_pressed() || self.awake.is_wanted();
+        if guest.run_state() == RunState::Suspended && wanted {
+            self.wake(guest)?;
+            self.awake.set(Duration::ZERO);
+        }
+        Ok(())
     }
 
     /// Name and identity of the guest that is or was here.

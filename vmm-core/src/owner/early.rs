@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::incoming::{self, Guest, Listening};
 use super::{Guest as Here, OwnerError, Shared, lock};
+use crate::config::{ChardevConfig, DeviceConfig, MachineConfig};
 use crate::cpr::report::Report;
 use crate::cpr::transfer::target::{self, TargetError};
 use crate::machine::Overrides;
@@ -28,6 +29,18 @@ const HERE: Duration = Duration::from_mins(1);
 pub struct EarlyError {
     pid: u32,
     why: String,
+}
+
+/// Refuses what would not come to the unit as the unit has it: this process's input and output are nobody's.
+pub(super) fn admit(config: &MachineConfig) -> Result<(), String> {
+    let ports = config.devices.iter().filter_map(|device| match device {
+        DeviceConfig::VirtioSerial(serial) => Some(serial.console.iter().chain(serial.ports.values())),
+        _ => None,
+    });
+    if ports.flatten().chain([&config.serial]).any(|port| *port == ChardevConfig::Stdio) {
+        return Err("a port of it is on stdio, which is its unit's: it waits for that".into());
+    }
+    Ok(())
 }
 
 /// Asks whoever listens at a guest's monitor whether it has resumed that early; `None` where it has not, or nobody listens there.

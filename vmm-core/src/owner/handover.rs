@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -28,6 +29,7 @@ use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::{Channel, was_cancelled};
 use crate::cpr::transfer::source::{self, Limits, Terms};
 use crate::machine::Machine;
+use crate::machine::events::MachineEvent;
 use crate::machine::run_state::RunState;
 use crate::memory::{RamBlock, RamFate};
 use crate::monitor::events::Event;
@@ -325,10 +327,11 @@ impl Shared {
         // Devices that were asked for their descriptors hold new clients back until they hear that it is over.
         if let Some(guest) = self.guest() {
             guest.release_hold();
-            // It may have fallen asleep in the meantime, when nobody else could wake it.
-            if let Err(error) = self.wake_if_wanted(&guest) {
-                tracing::error!("waking the guest: {error}");
-            }
+        }
+        // What nobody could do meanwhile: it may have fallen asleep, and it may be to end.
+        self.inbox.post(Task::Machine(MachineEvent::Sleep));
+        if self.terminate_due.swap(false, SeqCst) {
+            self.inbox.post(Task::Terminate);
         }
         let why = told(error);
         tracing::error!("{mode} {status}: {why}");

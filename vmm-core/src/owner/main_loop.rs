@@ -8,11 +8,11 @@ use std::time::Duration;
 use event_manager::{EventManager, SubscriberId, SubscriberOps};
 
 use super::inbox::{Inbox, InboxWaker};
-use super::incoming;
 use super::release;
 use super::service::{self, Watchdog};
 use super::signals::Signals;
 use super::{Guest, Options, Origin, OwnerError, Shared, Task, lock};
+use super::{early, incoming};
 use crate::config::{DeviceConfig, MachineConfig};
 use crate::cpr::Mode;
 use crate::cpr::error::HandoverError;
@@ -116,8 +116,11 @@ impl Owner {
     fn overrides(&self) -> Overrides {
         // The guest's own monitor is claimed before the guest is.
         let shared = Arc::clone(&self.shared);
-        let by_name = self.options.monitor.is_none();
+        let (by_name, early) = (self.options.monitor.is_none(), self.options.early);
         let admit = move |config: &MachineConfig| {
+            if early {
+                early::admit(config)?;
+            }
             if by_name {
                 shared.listen_by_name(&config.name)?;
             }
@@ -298,11 +301,12 @@ impl Owner {
             }
             Task::GivenAway(report) => {
                 self.forget_devices();
-                if report.mode == Mode::CprTransfer {
+                let transferred = report.mode == Mode::CprTransfer;
+                if transferred {
                     self.server().release_listeners();
                 }
                 self.shared.gave_away(report);
-                if self.options.early {
+                if self.options.early && transferred {
                     // Nobody waits for what it could tell.
                     self.end(Ok(Ended::GivenAway));
                 }
@@ -333,6 +337,20 @@ impl Owner {
     fn terminate(&mut self) {
         match self.shared.guest() {
             Some(guest) if !self.terminating => {
+                let asked_before = self.shared.terminate_due.swap(true, SeqCst);
+                if guest.run_state() == RunState::FinishMigrate && !asked_before {
+                    tracing::info!(
+                        "the guest is being handed over: should it stay, it is asked to power off; a second signal ends it at once"
+                    );
+                    return;
+                }
+                // Who has failed to hand it over may have asked again.
+                if !self.shared.terminate_due.swap(false, SeqCst) {
+                    return;
+                }
+                if asked_before {
+                    return self.quit("host-signal");
+                }
                 self.terminating = true;
                 let slept = guest.run_state() == RunState::Suspended;
                 match self.shared.press_power_button(&guest) {

@@ -206,6 +206,8 @@ pub struct Shared {
     events: EventSender,
     inbox: Arc<Inbox<Task>>,
     awake: StayAwake,
+    /// A guest that is being handed over is to power off, should it stay.
+    terminate_due: AtomicBool,
     monitor: OnceLock<Arc<Mutex<MonitorServer>>>,
 }
 
@@ -227,6 +229,7 @@ impl Shared {
             events,
             inbox,
             awake: StayAwake::default(),
+            terminate_due: AtomicBool::new(false),
             monitor: OnceLock::new(),
         })
     }
