@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +17,16 @@ const PORT: &str = "org.qemu.guest_agent.0";
 const SENTINEL: u8 = 0xff;
 /// Between two looks at a port that nobody is at.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How late a suspension is that is to be.
+const LATE: Duration = Duration::from_secs(5);
+
+static IS_LATE: AtomicBool = AtomicBool::new(false);
+
+/// Has the next suspension be late.
+pub fn be_late() {
+    IS_LATE.store(true, SeqCst);
+}
 
 /// Answers without end.
 pub fn run() {
@@ -69,6 +80,9 @@ fn answer(line: &[u8]) -> Option<Vec<u8>> {
         "guest-sync-delimited" => (vec![SENTINEL], Some(json!({"return": asked["arguments"]["id"]}))),
         // Nothing is said of what went well: the guest may not run any more when it could be.
         "guest-suspend-ram" => {
+            if IS_LATE.swap(false, SeqCst) {
+                thread::sleep(LATE);
+            }
             let done = power::sleep();
             (Vec::new(), done.err().and_then(|error| refused(format!("suspending: {error}"))))
         }

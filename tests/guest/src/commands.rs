@@ -7,7 +7,7 @@ use nix::time::ClockId;
 
 use crate::clocks::{monotonic, nanoseconds};
 use crate::setup::{self, Before};
-use crate::{Watch, power};
+use crate::{Watch, agent, power};
 
 /// Longest command, in bytes.
 const LONGEST: usize = 256;
@@ -58,6 +58,10 @@ fn answer(watch: &Watch, command: &str) -> String {
         }
         ("PING", rest) => format!("PONG {rest}"),
         ("SLEEP", _) => "SLEEP".to_owned(),
+        ("AGENT", "LATE") => {
+            agent::be_late();
+            "AGENT LATE".to_owned()
+        }
         ("POWEROFF", _) => "POWEROFF".to_owned(),
         _ => format!("ERROR unknown command {command:?}"),
     }

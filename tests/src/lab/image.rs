@@ -41,12 +41,14 @@ pub const SCENARIO: &str = "/scenario.toml";
 /// Where the host's RAM disk has what `scripts/install` installs, and that itself.
 pub const SCRIPTS: &str = "/scripts";
 /// What that is.
-pub const INSTALLED: [&str; 10] = [
+pub const INSTALLED: [&str; 12] = [
     "install",
     "host-upgrade",
     "resume-early",
     "systemd/cpr@.service",
+    "systemd/cpr-early-stop.service",
     "systemd/cpr-report.service",
+    "systemd/stop-early",
     "systemd/stop-guest",
     "initramfs-tools/hooks/cpr",
     "initramfs-tools/scripts/init-top/cpr",

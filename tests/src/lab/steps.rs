@@ -345,6 +345,9 @@ impl Run<'_> {
             }
             Step::RollBack => Some(self.machine.roll_back()?),
             Step::Refused(trouble) => {
+                if trouble == Trouble::Suspend {
+                    self.console.command("AGENT LATE")?;
+                }
                 paused = self.machine.refuse(trouble)?;
                 thread::sleep(SETTLE);
                 None
@@ -383,6 +386,7 @@ impl Run<'_> {
                 getty.ask(PROMPT_WITHIN)?;
             }
         }
+        self.hear();
         let after = self.console.status()?;
         let read = after.status.random.passes - before.status.random.passes;
         if before.status.random.passes != 0 && read == 0 {
@@ -415,6 +419,14 @@ impl Run<'_> {
             _ => {}
         }
         Ok(report)
+    }
+
+    /// Waits until AF_VSOCK has said something since the step began: it may have been a short one.
+    fn hear(&self) {
+        let deadline = Instant::now() + SHOWS_WITHIN;
+        while self.vsock.as_ref().is_some_and(|stream| !stream.is_heard()) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Waits until each load has shown what it is for, at least once: a guest of few steps may not have come to that.

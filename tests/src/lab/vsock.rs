@@ -90,6 +90,11 @@ impl Stream {
         Ok(stream)
     }
 
+    /// Whether a message came back since then.
+    pub fn is_heard(&self) -> bool {
+        lock(&self.seen).report.messages > 0
+    }
+
     /// What was seen since this was last asked.
     pub fn take(&self) -> VsockReport {
         let mut seen = lock(&self.seen);

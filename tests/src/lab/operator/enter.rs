@@ -153,7 +153,7 @@ fn prepare(scenario: &Scenario) -> Result<()> {
     let guests = guests.join(" ");
     // It is started before the guests, and stopped after them.
     let service = format!(
-        "[Unit]\nDescription=The operator\nBefore={guests}\nRequiresMountsFor={KEPT}\n\n[Service]\nExecStart={LAB}/lab operate\n\
+        "[Unit]\nDescription=The operator\nBefore=cpr-early-stop.service {guests}\nRequiresMountsFor={KEPT}\n\n[Service]\nExecStart={LAB}/lab operate\n\
          StandardOutput=file:{REPORT_PORT}\nStandardError=file:{REPORT_PORT}\nKillMode=process\nTimeoutStopSec=300\n"
     );
     fs::write(at(UNITS).join(SERVICE), service)?;

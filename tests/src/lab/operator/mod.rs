@@ -56,6 +56,8 @@ pub enum Operation {
     UpgradeLate,
     /// `kexec -s -l` and `systemctl kexec`.
     Kexec,
+    /// The same with guests that were resumed early, and that no unit has taken over.
+    KexecEarly,
     /// `systemctl reboot`.
     Reboot,
     /// The host's power is cut.
@@ -190,7 +192,7 @@ impl Operation {
     /// Whether it ends the host's kernel, and if so, whether the guests must go on.
     fn ends_the_kernel(self) -> Option<bool> {
         match self {
-            Self::Upgrade | Self::UpgradeLate | Self::Kexec => Some(true),
+            Self::Upgrade | Self::UpgradeLate | Self::Kexec | Self::KexecEarly => Some(true),
             Self::Reboot | Self::PowerLoss => Some(false),
             Self::Reload
             | Self::Crash
@@ -216,6 +218,7 @@ impl std::fmt::Display for Operation {
             Self::Upgrade => "upgrade",
             Self::UpgradeLate => "late upgrade",
             Self::Kexec => "kexec",
+            Self::KexecEarly => "early kexec",
             Self::Reboot => "reboot",
             Self::PowerLoss => "power loss",
         })

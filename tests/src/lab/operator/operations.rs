@@ -145,6 +145,7 @@ pub fn run(
         Operation::Upgrade
         | Operation::UpgradeLate
         | Operation::Kexec
+        | Operation::KexecEarly
         | Operation::Reboot
         | Operation::PowerLoss => bail!("{operation} ends the kernel"),
     }
@@ -274,6 +275,20 @@ fn make_initrd(report: &mut OperationReport) -> Result<()> {
     Ok(())
 }
 
+/// Has a guest's unit end, with the guest saved, and the guest go on in a process as an initial RAM disk starts it.
+fn resume_early(guest: &Followed) -> Result<()> {
+    must("cpr-save", &["reboot", guest.name, "--to", "luo:"])?;
+    wait_for("the unit to end", || Ok(systemctl_show(&guest.unit(), "ActiveState")? == "inactive"))?;
+    // What it leaves behind would keep a pipe open.
+    let mut early = Command::new("env");
+    early.args(["--default-signal=TERM", "cpr-load", "early", guest.name]).stdin(Stdio::null());
+    let status = early.stdout(Stdio::null()).stderr(Stdio::null()).status().context("starting cpr-load")?;
+    ensure!(status.success(), "cpr-load early ended with {status}");
+    let state = must("cpr-save", &["status", guest.name])?;
+    ensure!(state.contains(": running, "), "resumed early, the guest is not running: {state}");
+    Ok(())
+}
+
 fn boot_id() -> Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
@@ -302,7 +317,10 @@ pub fn end_the_kernel(
             }
             Command::new("env").args(upgrade).stdin(Stdio::null()).spawn()
         }
-        Operation::Kexec => {
+        Operation::Kexec | Operation::KexecEarly => {
+            if operation == Operation::KexecEarly {
+                guests.iter().try_for_each(resume_early)?;
+            }
             let [image, initrd] = next(scenario, before)?;
             let (initrd, cmdline) = (format!("--initrd={initrd}"), fs::read_to_string("/proc/cmdline")?);
             let cmdline = format!("--command-line={}", cmdline.trim());
