@@ -99,10 +99,7 @@ fn keep_awake(guest: &mut Guest, error: anyhow::Error) -> Failure {
             "the guest was asked to suspend, and may sleep yet, when system_wakeup wakes it; to have that done failed: {asleep}"
         )),
     };
-    match guest.run_state() {
-        Ok(state) => Failure::InSource { state, error },
-        Err(unknown) => Failure::Unknown(error.context(unknown)),
-    }
+    in_source(guest, error)
 }
 
 /// Wakes a guest that was suspended and is still in the source; gives the failure with how the guest is by now.
@@ -128,6 +125,11 @@ fn wake(guest: &mut Guest, error: anyhow::Error) -> Failure {
             error.context(format!("the guest was suspended for this, and waking it failed: {asleep}"))
         }
     };
+    in_source(guest, error)
+}
+
+/// A failure that leaves the guest in the source, with how it is by now.
+fn in_source(guest: &mut Guest, error: anyhow::Error) -> Failure {
     match guest.run_state() {
         Ok(state) => Failure::InSource { state, error },
         Err(unknown) => Failure::Unknown(error.context(unknown)),

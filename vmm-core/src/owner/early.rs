@@ -16,7 +16,7 @@ use crate::cpr::report::Report;
 use crate::cpr::transfer::target::{self, TargetError};
 use crate::machine::Overrides;
 use crate::monitor::client::{Client, ClientError};
-use crate::monitor::{EarlyInfo, HandoverReport, TakenOver};
+use crate::monitor::{Address, Channels, EarlyInfo, HandoverReport, TakenOver};
 
 /// How long the process may take to connect once it was asked to.
 const CONNECTED: Duration = Duration::from_secs(30);
@@ -80,8 +80,7 @@ pub(super) fn take_over(
     let socket = meeting(monitor);
     let listening = Listening::on(&socket)?;
     let mut client = Client::connect(monitor).map_err(asked)?;
-    let address = json!({"transport": "socket", "type": "unix", "path": socket});
-    let channels = json!([{"channel-type": "cpr", "addr": address}]);
+    let channels = Channels { main: None, cpr: Some(Address::Unix(socket)) }.to_json();
     client.execute("migrate-set-parameters", &json!({"mode": "cpr-transfer"})).map_err(asked)?;
     client.execute("migrate", &json!({"channels": channels})).map_err(asked)?;
     let channel = listening.accept(Instant::now() + CONNECTED).map_err(TargetError::from)?;

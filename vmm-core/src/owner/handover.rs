@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -29,7 +28,6 @@ use crate::cpr::report::{Phase, Report, Stopwatch};
 use crate::cpr::transfer::channel::{Channel, was_cancelled};
 use crate::cpr::transfer::source::{self, Limits, Terms};
 use crate::machine::Machine;
-use crate::machine::events::MachineEvent;
 use crate::machine::run_state::RunState;
 use crate::memory::{RamBlock, RamFate};
 use crate::monitor::events::Event;
@@ -63,15 +61,16 @@ impl Destination {
     }
 }
 
-/// Watches a reboot.
-struct Saving<'a> {
+/// Tells of a handover as it goes by.
+struct Watched<'a> {
     shared: &'a Shared,
+    mode: Mode,
     started: Instant,
 }
 
-impl Observer for Saving<'_> {
+impl Observer for Watched<'_> {
     fn phase(&self, phase: Phase) {
-        self.shared.tell(Mode::CprReboot, phase, self.started);
+        self.shared.tell(self.mode, phase, self.started);
     }
 
     fn ram(&self, copied: u64, total: u64) {
@@ -184,9 +183,7 @@ impl Shared {
     ) {
         let watch = Stopwatch::start();
         let mode = destination.mode();
-        let started = Instant::now();
-        let observer = |phase: Phase| self.tell(mode, phase, started);
-        let saving = Saving { shared: self, started };
+        let observer = Watched { shared: self, mode, started: Instant::now() };
         let limits = self.limits();
         let result = match destination {
             Destination::Transfer { cpr, main } => {
@@ -194,7 +191,7 @@ impl Shared {
             }
             Destination::Reboot(place) => {
                 let order = reboot::save::Order { place, fate, wake };
-                reboot::save::save(guest, &order, limits, &cancel, &saving, watch)
+                reboot::save::save(guest, &order, limits, &cancel, &observer, watch)
             }
             Destination::Exec => match self.lead_away(guest, limits, cancel, &observer, watch) {
                 // The main thread goes on with it.
@@ -215,7 +212,7 @@ impl Shared {
         guest: &Machine,
         limits: Limits,
         cancel: OwnedFd,
-        observer: &(impl Fn(Phase) + Send + Sync),
+        observer: &dyn Observer,
         mut watch: Stopwatch,
     ) -> Result<(), HandoverError> {
         let words = self.parameters().cpr_exec_command.clone();
@@ -328,11 +325,7 @@ impl Shared {
         if let Some(guest) = self.guest() {
             guest.release_hold();
         }
-        // What nobody could do meanwhile: it may have fallen asleep, and it may be to end.
-        self.inbox.post(Task::Machine(MachineEvent::Sleep));
-        if self.terminate_due.swap(false, SeqCst) {
-            self.inbox.post(Task::Terminate);
-        }
+        self.inbox.post(Task::Stayed);
         let why = told(error);
         tracing::error!("{mode} {status}: {why}");
         let mut handover = self.handover();
@@ -367,10 +360,10 @@ impl Shared {
         main: &Path,
         limits: Limits,
         cancel: &OwnedFd,
-        observer: &(impl Fn(Phase) + Send + Sync),
+        observer: &dyn Observer,
         mut watch: Stopwatch,
     ) -> Result<Report, HandoverError> {
-        observer(Phase::Connect);
+        observer.phase(Phase::Connect);
         let connect = |path: &Path| {
             let stream = UnixStream::connect(path).map_err(|error| {
                 HandoverError::new(Phase::Connect, format!("connecting to {}: {error}", path.display()))

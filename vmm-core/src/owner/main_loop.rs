@@ -50,6 +50,8 @@ pub struct Owner {
     devices: Vec<SubscriberId>,
     options: Options,
     terminating: bool,
+    /// The guest is to power off, should it stay: it was being handed over when that was asked.
+    terminate_due: bool,
     /// What would end the process, and what the guest has done, while it is just coming in.
     postponed: Vec<Task>,
     ended: Option<Result<Ended, OwnerError>>,
@@ -78,6 +80,7 @@ impl Owner {
             devices: Vec::new(),
             options,
             terminating: false,
+            terminate_due: false,
             postponed: Vec::new(),
             ended: None,
         })
@@ -267,6 +270,7 @@ impl Owner {
             }
             Task::Quit => self.quit("host-qmp-quit"),
             Task::Machine(event) => self.machine_event(event),
+            Task::Stayed => self.stayed(),
             Task::Reset { guest } => self.reset(guest),
             Task::Incoming(from) => {
                 let origin = match from {
@@ -334,22 +338,23 @@ impl Owner {
         self.shared.guest().is_some() || self.shared.entrance.close()
     }
 
+    /// Does what nobody could do while the guest was being handed over: it may have fallen asleep, and it may be to end.
+    fn stayed(&mut self) {
+        self.machine_event(MachineEvent::Sleep);
+        if std::mem::take(&mut self.terminate_due) {
+            self.terminate();
+        }
+    }
+
     fn terminate(&mut self) {
         match self.shared.guest() {
-            Some(guest) if !self.terminating => {
-                let asked_before = self.shared.terminate_due.swap(true, SeqCst);
-                if guest.run_state() == RunState::FinishMigrate && !asked_before {
+            Some(guest) if !self.terminating && !self.terminate_due => {
+                if guest.run_state() == RunState::FinishMigrate {
                     tracing::info!(
                         "the guest is being handed over: should it stay, it is asked to power off; a second signal ends it at once"
                     );
+                    self.terminate_due = true;
                     return;
-                }
-                // Who has failed to hand it over may have asked again.
-                if !self.shared.terminate_due.swap(false, SeqCst) {
-                    return;
-                }
-                if asked_before {
-                    return self.quit("host-signal");
                 }
                 self.terminating = true;
                 let slept = guest.run_state() == RunState::Suspended;

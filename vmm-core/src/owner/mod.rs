@@ -135,6 +135,8 @@ pub enum Task {
     Quit,
     /// The guest did something that its owner must act on.
     Machine(MachineEvent),
+    /// A handover has failed, and the guest is here still.
+    Stayed,
     /// Start the guest from its beginning.
     Reset {
         /// Whether the guest asked for it.
@@ -206,8 +208,6 @@ pub struct Shared {
     events: EventSender,
     inbox: Arc<Inbox<Task>>,
     awake: StayAwake,
-    /// A guest that is being handed over is to power off, should it stay.
-    terminate_due: AtomicBool,
     monitor: OnceLock<Arc<Mutex<MonitorServer>>>,
 }
 
@@ -229,7 +229,6 @@ impl Shared {
             events,
             inbox,
             awake: StayAwake::default(),
-            terminate_due: AtomicBool::new(false),
             monitor: OnceLock::new(),
         })
     }
