@@ -13,6 +13,7 @@ use vmm_core::cpr::report::PhaseTime;
 use super::console::{Console, Reading};
 use super::getty::Getty;
 use super::host_log::HostLog;
+use super::judge::loads;
 use super::kexec::{self, Arrival, Mark, Progress, Rate};
 use super::net::Network;
 use super::peer::STEP_MARK;
@@ -434,11 +435,8 @@ impl Run<'_> {
         let deadline = Instant::now() + SHOWS_WITHIN;
         while Instant::now() < deadline {
             let status = self.console.status()?.status;
-            let shown = |load: &str, passes: u64| passes > 0 || !self.load.iter().any(|on| on == load);
-            if shown("mem", status.memory.passes)
-                && shown("cpu", status.registers.passes)
-                && shown("rng", status.random.passes)
-            {
+            let waits = |load: &str| self.load.iter().any(|on| on == load);
+            if !loads(&status).iter().any(|(_, seen, load)| seen.passes == 0 && waits(load)) {
                 break;
             }
             thread::sleep(SETTLE);

@@ -1,9 +1,18 @@
 //! What is wrong with a guest's own figures.
 
-use guest_init::status::Status;
+use guest_init::status::{Checked, Status};
 
 use super::verdict::Verdict;
 use crate::lab::scenario::Scenario;
+
+/// What shows a guest's load, with the name that this has in a scenario.
+pub fn loads(status: &Status) -> [(&'static str, &Checked, &'static str); 3] {
+    [
+        ("memory", &status.memory, "mem"),
+        ("registers", &status.registers, "cpu"),
+        ("entropy device", &status.random, "rng"),
+    ]
+}
 
 pub(super) fn figures(status: &Status, scenario: &Scenario, verdict: &mut Verdict) {
     for clock in &status.clocks {
@@ -16,12 +25,8 @@ pub(super) fn figures(status: &Status, scenario: &Scenario, verdict: &mut Verdic
             ));
         }
     }
-    let load = |name: &str| scenario.guest.load.iter().any(|load| load == name);
-    for (what, checked, on) in [
-        ("memory", &status.memory, load("mem")),
-        ("registers", &status.registers, load("cpu")),
-        ("entropy device", &status.random, load("rng")),
-    ] {
+    for (what, checked, load) in loads(status) {
+        let on = scenario.guest.load.iter().any(|name| name == load);
         if checked.errors != 0 {
             let first = checked.first.as_deref().unwrap_or("unknown");
             verdict

@@ -11,6 +11,7 @@ mod verdict;
 
 use std::collections::BTreeSet;
 
+pub use self::guest::loads;
 use self::step::Before;
 pub use self::verdict::Verdict;
 use super::assigned::kinds;

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use super::guest::Followed;
@@ -378,8 +377,7 @@ pub fn finish(
     if go_on {
         all_go_on(guests, scenario, report)?;
     } else {
-        let up = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).context("reading the clock")?);
-        let booted = Instant::now().checked_sub(up).context("the host's clocks do not agree")?;
+        let booted = Instant::now().checked_sub(kexec::up()?).context("the host's clocks do not agree")?;
         for guest in guests.iter_mut() {
             report.wrong.extend(guest.began_anew(booted)?);
         }

@@ -156,9 +156,16 @@ impl Scenario {
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let scenario: Self =
             toml::from_str(&text).with_context(|| format!("{} is no scenario", path.display()))?;
-        for scenario in [&scenario, &scenario.clone().at_length()] {
+        let at_length = scenario.clone().at_length();
+        for scenario in [&scenario, &at_length] {
             scenario.check(path)?;
         }
+        let next = scenario.host.as_ref().map_or(0, |host| host.next.len());
+        ensure!(
+            next == scenario.outage.len().max(scenario.kexecs()).max(at_length.kexecs()),
+            "{}: a host has as many next kernels as it needs in one tier or the other",
+            path.display()
+        );
         Ok(scenario)
     }
 
@@ -169,6 +176,12 @@ impl Scenario {
             (self.steps, self.operations) = (steps, operations);
         }
         self
+    }
+
+    /// How often steps and operations bring the host into another kernel.
+    fn kexecs(&self) -> usize {
+        self.steps.iter().filter(|step| **step == Step::Kexec).count()
+            + self.operations.iter().filter(|operation| operation.goes_into_a_kernel()).count()
     }
 
     /// Whether it can be run.
@@ -229,8 +242,7 @@ impl Scenario {
             "{}: an assigned device does not outlive a reboot: give the guest an agent, or live COUNT, not mixed COUNT or reboot",
             path.display()
         );
-        let kexecs = self.steps.iter().filter(|step| **step == Step::Kexec).count()
-            + self.operations.iter().filter(|operation| operation.goes_into_a_kernel()).count();
+        let kexecs = self.kexecs();
         let has_root = self.host.as_ref().is_some_and(|host| host.root.is_some());
         ensure!(
             has_root == self.steps.is_empty() && has_root != self.operations.is_empty(),
