@@ -31,10 +31,10 @@ use crate::memory::RamBlock;
 
 /// Preserves a guest's memory under its name, and has a keeper for it.
 pub fn preserve(name: &str, state: &File, ram: &RamBlock) -> Result<Keeper, LiveUpdateError> {
-    if left_by_the_kernel_before(name)?.is_some_and(|visit| waits(&visit)) {
-        return Err(LiveUpdateError::Waiting { name: name.into() });
-    }
-    let keeper = keeper::start(name, false)?;
+    let keeper = match look(name)? {
+        Looked::Nothing(keeper) => keeper,
+        Looked::Kept => return Err(LiveUpdateError::Waiting { name: name.into() }),
+    };
     let session = Session::create(name)?;
     let files = [state.as_fd(), ram.file().as_fd()];
     session.preserve_all(&files)?;
@@ -78,25 +78,39 @@ pub fn refuse_waiting(name: &str) -> Result<(), LiveUpdateError> {
     if is_waiting(name)? { Err(LiveUpdateError::Waiting { name: name.into() }) } else { Ok(()) }
 }
 
+/// What has become of looking for a saved guest.
+enum Looked {
+    /// It is with a keeper.
+    Kept,
+    /// There is none. This is who has looked.
+    Nothing(Keeper),
+}
+
 /// Has a guest that nobody has asked for yet taken out of the session that the kernel before this one has left, if there is one; it has
 /// a keeper from then on.
-fn left_by_the_kernel_before(name: &str) -> Result<Option<Visit>, LiveUpdateError> {
-    match keeper::start(name, true) {
+fn look(name: &str) -> Result<Looked, LiveUpdateError> {
+    let keeper = match keeper::start(name) {
         // Somebody has come first.
-        Err(LiveUpdateError::Waiting { .. }) => {}
-        keeper => {
-            let keeper = keeper?;
-            match keeper.has_found() {
-                Ok(false) => return Ok(None),
-                // What it has is nobody's to end.
-                found => {
-                    keeper.leave();
-                    found?;
-                }
-            }
+        Err(LiveUpdateError::Waiting { .. }) => return Ok(Looked::Kept),
+        keeper => keeper?,
+    };
+    let found = keeper.has_found();
+    if let Ok(false) = found {
+        return Ok(Looked::Nothing(keeper));
+    }
+    // What it has is nobody's to end.
+    keeper.leave();
+    found.map(|_| Looked::Kept)
+}
+
+/// A guest that the kernel before this one has left, if there is one.
+fn left_by_the_kernel_before(name: &str) -> Result<Option<Visit>, LiveUpdateError> {
+    match look(name)? {
+        Looked::Nothing(_) => Ok(None),
+        Looked::Kept => {
+            keeper::ask(name)?.ok_or_else(|| LiveUpdateError::Gone { name: name.into() }).map(Some)
         }
     }
-    keeper::ask(name)?.ok_or_else(|| LiveUpdateError::Gone { name: name.into() }).map(Some)
 }
 
 /// The session that the kernel before this one has left of a guest, if there is one, and the files in it. Who closes the session before

@@ -1,8 +1,8 @@
 //! Making a keeper.
 //!
 //! 1. It is started, and has said that it is ready, before there is anything to lose.
-//! 2. It is given the session and the guest's memory over its lifeline, and says that it has them; or takes them out of the kernel
-//!    itself, and says whether they were there. No other process than it ever has what the kernel gives out once.
+//! 2. It looks whether the kernel has a guest of its name, and says so: no other process than it ever has what the kernel gives out
+//!    once. If there is none it is given the session and the guest's memory over its lifeline, and says that it has them.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -40,9 +40,9 @@ pub struct Keeper {
     lifeline: UnixStream,
 }
 
-/// Starts one for a guest that is to be saved, or for one that may have come over a kexec, which is then preserved `again`. Only the
-/// runtime directory's owner reaches its socket.
-pub(in crate::cpr::liveupdate) fn start(guest: &str, again: bool) -> Result<Keeper, LiveUpdateError> {
+/// Starts one for a guest that is to be saved, or that may have come over a kexec: whether it has is to be asked
+/// ([`has_found`](Keeper::has_found)). Only the runtime directory's owner reaches its socket.
+pub(in crate::cpr::liveupdate) fn start(guest: &str) -> Result<Keeper, LiveUpdateError> {
     session::name_of(guest)?;
     let path = socket_of(guest);
     let unheard = LiveUpdateError::io(format!("listening on {}", path.display()));
@@ -55,7 +55,7 @@ pub(in crate::cpr::liveupdate) fn start(guest: &str, again: bool) -> Result<Keep
     let start = || -> io::Result<Keeper> {
         let (ours, theirs) = UnixStream::pair()?;
         let lifeline = OwnedFd::from(theirs);
-        let numbers = Numbers { socket: socket.as_raw_fd(), lifeline: lifeline.as_raw_fd(), again };
+        let numbers = Numbers { socket: socket.as_raw_fd(), lifeline: lifeline.as_raw_fd() };
         let mut command = Command::new(Path::new("/proc/self/exe"));
         command.arg0(NAME).args(["keep", "--", guest, &numbers.word()]);
         // It must not keep a file system from being unmounted.
@@ -73,7 +73,7 @@ pub(in crate::cpr::liveupdate) fn start(guest: &str, again: bool) -> Result<Keep
 }
 
 impl Keeper {
-    /// Gives it the session and the guest's memory, and hears that it has them.
+    /// Gives it the session and the guest's memory, it having found none, and hears that it has them.
     pub(in crate::cpr::liveupdate) fn give(
         &self,
         session: &Session,
