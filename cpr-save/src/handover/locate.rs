@@ -9,6 +9,7 @@ use vmm_core::monitor::client::ClientError;
 use vmm_core::monitor::{MigrationStatus, RunState};
 
 use crate::exit::Failure;
+use crate::flags::Plan;
 use crate::guest::Guest;
 
 /// How long a VMM may take to take its guest back, or QEMU to come back after executing itself.
@@ -40,8 +41,14 @@ impl Place {
 
 /// Finds the guest after the connection to its monitor was lost: asks whoever answers there now. `threads` ran its vCPUs
 /// before: the same threads mean the same process. `keeps_clients` is whether the VMM would have kept the connection.
-pub fn after_loss(vm: &Path, mode: Mode, keeps_clients: bool, threads: &[i32], lost: anyhow::Error) -> Place {
-    let comes_back = mode == Mode::CprExec && !keeps_clients;
+pub fn after_loss(
+    vm: &Path,
+    plan: &Plan,
+    keeps_clients: bool,
+    threads: &[i32],
+    lost: anyhow::Error,
+) -> Place {
+    let comes_back = plan.mode == Mode::CprExec && !keeps_clients;
     let deadline = Instant::now() + if comes_back { PATIENCE } else { SHORT };
     let answer = loop {
         match ask(vm, threads, deadline) {
@@ -60,9 +67,13 @@ pub fn after_loss(vm: &Path, mode: Mode, keeps_clients: bool, threads: &[i32], l
         ),
         Err(error) => {
             let error = anyhow::Error::from(error);
-            Place::Unknown(
-                lost.context(format!("the connection was lost, and nobody answers now ({error:#})")),
-            )
+            let lost = lost.context(format!("the connection was lost, and nobody answers now ({error:#})"));
+            Place::Unknown(match &plan.channels.main {
+                Some(place) if plan.mode == Mode::CprReboot => lost.context(format!(
+                    "whether the guest waits there is told by cpr-load check --from {place}"
+                )),
+                _ => lost,
+            })
         }
     }
 }

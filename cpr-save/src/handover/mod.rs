@@ -66,13 +66,14 @@ fn give_away(
     if let Err(error) = start(&mut guest, plan, suspended) {
         return Err(match error.command_error() {
             Some(_) => Failure::refused(error),
-            None => locate::after_loss(vm, plan.mode, guest.has_cpr_commands, &threads, error.into())
-                .into_failure(),
+            None => {
+                locate::after_loss(vm, plan, guest.has_cpr_commands, &threads, error.into()).into_failure()
+            }
         });
     }
     let end = match follow::to_the_end(&mut guest, plan, signals, progress) {
         Ok(end) => end,
-        Err(error) => match locate::after_loss(vm, plan.mode, guest.has_cpr_commands, &threads, error) {
+        Err(error) => match locate::after_loss(vm, plan, guest.has_cpr_commands, &threads, error) {
             locate::Place::Moved(found) => {
                 guest = found;
                 follow::End::done()

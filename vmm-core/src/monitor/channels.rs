@@ -1,5 +1,6 @@
 //! Where a handover goes, and where one comes from: QEMU's migration URIs and channels.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use super::control::CommandError;
 use crate::cpr::Mode;
 use crate::cpr::reboot::Place;
 
-/// Where state goes to or comes from.
+/// Where state goes to or comes from. It is printed as [`from_uri`](Address::from_uri) reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// A UNIX socket (`unix:PATH`).
@@ -18,6 +19,16 @@ pub enum Address {
     File(PathBuf),
     /// Memory that the host's next kernel finds (`luo:NAME`); without a name that of the guest.
     LiveUpdate(String),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::LiveUpdate(name) => write!(f, "luo:{name}"),
+        }
+    }
 }
 
 impl Address {
