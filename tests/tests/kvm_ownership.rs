@@ -2,12 +2,13 @@
 //!
 //! The guest itself would see a second process: its count in RAM would not be what it wrote.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use cpr_tests::guests::{Guest, Mode, Work};
 use cpr_tests::harness::host::Host;
 use cpr_tests::harness::proxy::{Action, Moment, Proxy, Side};
+use cpr_tests::harness::random::{self, Random};
 use cpr_tests::harness::runner::Tier;
 use cpr_tests::harness::vm::{Spec, Vm};
 use nix::sys::signal::{Signal, kill};
@@ -74,28 +75,13 @@ fn a_claim_that_nobody_heard_of_still_counts() -> anyhow::Result<()> {
     vm.goes_on()
 }
 
-/// A small generator of numbers that look random (xorshift); its seed is printed with a failure.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
-
 fn either_side_killed_at_a_random_moment_leaves_one_owner_or_none() -> anyhow::Result<()> {
-    let rounds = std::env::var("CPR_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
-    let seed = std::env::var("CPR_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or_else(seed);
-    let mut random = Random(seed | 1);
+    let (rounds, mut random) = (random::kills(200), Random::seeded());
     let host = Host::new()?;
     let mut vm = boot(&host)?;
     let mut fates = [0; 3];
     for round in 0..rounds {
-        let (next, fate) =
-            kill_one(&host, vm, &mut random).with_context(|| format!("round {round} of seed {seed}"))?;
+        let (next, fate) = kill_one(&host, vm, &mut random).with_context(|| random.told(round))?;
         vm = next;
         fates[fate as usize] += 1;
     }
@@ -104,11 +90,6 @@ fn either_side_killed_at_a_random_moment_leaves_one_owner_or_none() -> anyhow::R
         "note: of {rounds} guests {stayed} stayed in the source, {moved} moved, {died} died with their process"
     );
     Ok(())
-}
-
-fn seed() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(1, |now| now.as_nanos() as u64)
 }
 
 /// Where a guest was after one side was killed.
@@ -151,7 +132,7 @@ fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::
         vm.process.wait(Duration::from_mins(1)).context("the source that was killed")?;
         drop(proxy);
         // The target has it, if it was offered; or nobody has.
-        if target.process.is_running() && counts(&vm)? {
+        if target.process.is_running() && vm.counts()? {
             vm.process = target.process;
             vm.becomes("running")?;
             vm.goes_on()?;
@@ -171,29 +152,13 @@ fn kill_one<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyhow::
     Ok((boot(host)?, Fate::Died))
 }
 
-/// Whether the guest counts within a while.
-fn counts(vm: &Vm<'_>) -> anyhow::Result<bool> {
-    let (before, begin) = (vm.ram.count(0), Instant::now());
-    while begin.elapsed() < Duration::from_millis(500) {
-        vm.ram.check(2)?;
-        if vm.ram.count(0) > before + 100 {
-            return Ok(true);
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(false)
-}
-
 fn a_process_killed_at_a_random_moment_of_an_exec_leaves_one_owner_or_none() -> anyhow::Result<()> {
-    let rounds = std::env::var("CPR_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
-    let seed = std::env::var("CPR_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or_else(seed);
-    let mut random = Random(seed | 1);
+    let (rounds, mut random) = (random::kills(20), Random::seeded());
     let host = Host::new()?;
     let mut vm = boot(&host)?;
     let mut survived = 0;
     for round in 0..rounds {
-        let (next, lived) =
-            kill_in_exec(&host, vm, &mut random).with_context(|| format!("round {round} of seed {seed}"))?;
+        let (next, lived) = kill_in_exec(&host, vm, &mut random).with_context(|| random.told(round))?;
         vm = next;
         survived += usize::from(lived);
     }
@@ -218,7 +183,7 @@ fn kill_in_exec<'h>(host: &'h Host, mut vm: Vm<'h>, random: &mut Random) -> anyh
     }
     exec.finish()?;
     vm.ram.check(2)?;
-    if !counts(&vm)? {
+    if !vm.counts()? {
         vm.stands_still()?;
         vm.ram.check(2)?;
         return Ok((boot(host)?, false));

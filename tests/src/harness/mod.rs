@@ -5,7 +5,7 @@
 //! 3. Every wait has a deadline, and its failure says what was waited for.
 //!
 //! [`vm`] is a guest of `cpr-load`, [`bare`] the smallest machine without it, [`qemu`] a guest of QEMU; [`proxy`] stands
-//! between the two sides of a transfer; [`runner`] runs tests and counts what is skipped.
+//! between the two sides of a transfer; [`random`] chooses moments; [`runner`] runs tests and counts what is skipped.
 
 pub mod bare;
 pub mod host;
@@ -13,6 +13,7 @@ pub mod process;
 pub mod proxy;
 pub mod qemu;
 pub mod ram;
+pub mod random;
 pub mod runner;
 pub mod vm;
 pub mod watch;

@@ -108,6 +108,19 @@ impl<'h> Vm<'h> {
         self.ram.stands_still(self.spec.cpus, Duration::from_millis(100))
     }
 
+    /// Whether it counts within a while.
+    pub fn counts(&self) -> anyhow::Result<bool> {
+        let (before, begin) = (self.ram.count(0), Instant::now());
+        while begin.elapsed() < Duration::from_millis(500) {
+            self.ram.check(self.spec.cpus)?;
+            if self.ram.count(0) > before + 100 {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(false)
+    }
+
     /// A new client of its monitor.
     pub fn monitor(&self) -> anyhow::Result<Client> {
         let socket = self.host.path().join("cpr").join(format!("{}.sock", self.name));
