@@ -51,6 +51,7 @@ pub fn enter(scenario: &Scenario) -> Result<Infallible> {
         install(scenario)?;
         prepare(scenario)?;
         fs::write(installed, "")?;
+        nix::unistd::sync();
     }
     Ok(early::switch_root(ROOT)?)
 }
@@ -86,6 +87,9 @@ fn install(scenario: &Scenario) -> Result<()> {
             }
         }
         in_root("/bin/systemctl", &["enable", &format!("cpr@{name}.service")])?;
+    }
+    if scenario.guest.backing == Backing::Memfd && !scenario.guest.live_update {
+        fs::write(at("/etc/default/cpr"), "CPR_COPY_RAM=1\n")?;
     }
     Ok(())
 }

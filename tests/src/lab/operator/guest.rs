@@ -1,12 +1,12 @@
 //! A guest that is a unit, followed over all that its operator does.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use guest_init::status::Status;
 use serde::{Deserialize, Serialize};
 
-use super::operations::{systemctl, systemctl_show};
+use super::programs::{systemctl, systemctl_show};
 use crate::lab::console::{Console, Heard, Reading};
 use crate::lab::kexec::{Mark, Rate};
 use crate::lab::paths;
@@ -28,6 +28,20 @@ struct Answer {
     asked: Mark,
     answered: Mark,
     monotonic: u64,
+    /// Soon after that, by the host's clock.
+    at: SystemTime,
+}
+
+impl Answer {
+    /// How much time has passed since another one: at least, and at most. A host that was reset has its RTC to go by, which shows seconds.
+    fn since(&self, earlier: &Self) -> (Duration, Duration) {
+        const COARSE: Duration = Duration::from_secs(2);
+        if !self.answered.is_after(&earlier.answered) {
+            let passed = self.at.duration_since(earlier.at).unwrap_or_default();
+            return (passed.saturating_sub(COARSE), passed + COARSE);
+        }
+        (self.asked.since(&earlier.answered), self.answered.since(&earlier.asked))
+    }
 }
 
 /// A guest that is followed.
@@ -95,7 +109,7 @@ impl Followed {
 
     fn answer(&self, reading: &Reading) -> Answer {
         let [asked, answered] = [reading.asked, reading.answered].map(|at| Mark::at(at, self.khz));
-        Answer { asked, answered, monotonic: reading.status.monotonic }
+        Answer { asked, answered, monotonic: reading.status.monotonic, at: SystemTime::now() }
     }
 
     /// Asks it for the first time.
@@ -116,7 +130,7 @@ impl Followed {
         let mut wrong = self.wrong(&reading.status, &console.kernel_messages());
         let now = self.answer(&reading);
         if let Some(last) = &self.last {
-            let (least, most) = (now.asked.since(&last.answered), now.answered.since(&last.asked));
+            let (least, most) = now.since(last);
             let guest = Duration::from_nanos(now.monotonic.saturating_sub(last.monotonic));
             if now.monotonic < last.monotonic {
                 wrong.push(format!("{} was booted anew", self.name));

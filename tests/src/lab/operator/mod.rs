@@ -2,16 +2,18 @@
 //!
 //! 1. The first process of the RAM disk makes ready what a package would have installed, and gives the host to its own init ([`mod@enter`]).
 //! 2. The operator is a service that is started before the guests and stopped after them; one operation comes after the other
-//!    (`operations`), and what is done is written to a disk (`Progress`), for most of them end the host's kernel.
+//!    (`operations`), and what is done is written to a disk (`Progress`), for most of them end the host's kernel (`endings`).
 //! 3. Each guest is followed over all that (`guest`): it goes on, or is booted anew, as the operation has it.
 //! 4. Outside, the host is started again when it has ended itself, or was cut off its power ([`outside`]).
 
+mod endings;
 pub mod enter;
 mod guest;
 mod operations;
 pub mod outside;
+mod programs;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -40,6 +42,8 @@ pub enum Operation {
     Reload,
     /// A guest's process is killed.
     Crash,
+    /// A guest's process is stopped, and answers nothing.
+    Hang,
     /// `systemctl stop` and `start` of a guest.
     Stop,
     /// `host-upgrade` of what cannot be.
@@ -58,10 +62,25 @@ pub enum Operation {
     Kexec,
     /// The same with guests that were resumed early, and that no unit has taken over.
     KexecEarly,
+    /// `host-upgrade` with a kexec that fails when systemd has ended already.
+    KexecFails,
     /// `systemctl reboot`.
     Reboot,
     /// The host's power is cut.
     PowerLoss,
+    /// The host's power is cut when all guests were saved, to files with their RAM in them.
+    SavedPowerLoss,
+}
+
+/// How the host's kernel ends by an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The host goes into another kernel, and its guests go on.
+    Kexec,
+    /// It is started again, and its guests go on from its disk.
+    Saved,
+    /// It is started again, and they are.
+    Anew,
 }
 
 /// What was seen of one operation.
@@ -93,8 +112,6 @@ struct UnderWay {
     operation: Operation,
     /// Which boot it was (`/proc/sys/kernel/random/boot_id`).
     boot_id: String,
-    /// Whether the guests must go on.
-    go_on: bool,
     report: OperationReport,
 }
 
@@ -110,13 +127,13 @@ impl Progress {
         }
     }
 
-    /// Writes it so that it outlives a loss of power.
+    /// Writes it so that it outlives a loss of power, and nothing else with it.
     fn write(&self) -> Result<()> {
         let next = Path::new(KEPT).join("progress.next");
         fs::write(&next, serde_json::to_vec(self)?).context("writing down how far the operator has got")?;
+        File::open(&next)?.sync_all()?;
         fs::rename(&next, Self::path())?;
-        nix::unistd::sync();
-        Ok(())
+        Ok(File::open(KEPT)?.sync_all()?)
     }
 }
 
@@ -132,7 +149,7 @@ pub fn run() -> Result<()> {
     let report = match operate(&scenario, &rate, &mut progress) {
         Ok(()) => Report { operations: progress.reports, powered_off: true, ..Report::default() },
         Err(error) => {
-            operations::show_logs();
+            programs::show_logs();
             let stopped_by = Some(format!("{error:#}"));
             Report { operations: progress.reports, stopped_by, ..Report::default() }
         }
@@ -149,16 +166,16 @@ fn operate(scenario: &Scenario, rate: &Rate, progress: &mut Progress) -> Result<
     for guest in &mut guests {
         guest.settle(rate)?;
     }
-    if let Some(UnderWay { operation, boot_id, go_on, mut report }) = progress.under_way.take() {
-        operations::finish(operation, &boot_id, go_on, &mut guests, scenario, &mut report)?;
+    if let Some(UnderWay { operation, boot_id, mut report }) = progress.under_way.take() {
+        endings::finish(operation, &boot_id, &mut guests, scenario, &mut report)?;
         progress.finished(report);
     }
     while let Some(operation) = scenario.operations.get(progress.begun) {
         progress.begun += 1;
         let mut report = OperationReport { operation: operation.to_string(), ..OperationReport::default() };
         println!("operator: {operation}");
-        if let Some(go_on) = operation.ends_the_kernel() {
-            match operations::end_the_kernel(*operation, go_on, guests, scenario, progress, report)? {}
+        if operation.ending().is_some() {
+            match endings::end_the_kernel(*operation, guests, scenario, progress, report)? {}
         }
         operations::run(*operation, &mut guests, scenario, &mut report)?;
         progress.finished(report);
@@ -179,23 +196,34 @@ impl Progress {
 }
 
 impl Operation {
-    /// Whether the host goes into another kernel by it, with its guests.
-    pub fn goes_into_a_kernel(self) -> bool {
-        self.ends_the_kernel() == Some(true)
+    /// Whether a kernel is loaded for it.
+    pub fn loads_a_kernel(self) -> bool {
+        self.ending() == Some(Ending::Kexec) || self == Self::KexecFails
     }
 
     /// Whether the host itself ends by it.
     pub fn ends_the_machine(self) -> bool {
-        self.ends_the_kernel() == Some(false)
+        matches!(self.ending(), Some(Ending::Saved | Ending::Anew))
     }
 
-    /// Whether it ends the host's kernel, and if so, whether the guests must go on.
-    fn ends_the_kernel(self) -> Option<bool> {
+    /// Whether the guests must go on under the kernel after it.
+    fn guests_go_on(self) -> bool {
+        self.ending() != Some(Ending::Anew)
+    }
+
+    fn cuts_the_power(self) -> bool {
+        matches!(self, Self::PowerLoss | Self::SavedPowerLoss)
+    }
+
+    /// How it ends the host's kernel, if it does.
+    fn ending(self) -> Option<Ending> {
         match self {
-            Self::Upgrade | Self::UpgradeLate | Self::Kexec | Self::KexecEarly => Some(true),
-            Self::Reboot | Self::PowerLoss => Some(false),
+            Self::Upgrade | Self::UpgradeLate | Self::Kexec | Self::KexecEarly => Some(Ending::Kexec),
+            Self::KexecFails | Self::SavedPowerLoss => Some(Ending::Saved),
+            Self::Reboot | Self::PowerLoss => Some(Ending::Anew),
             Self::Reload
             | Self::Crash
+            | Self::Hang
             | Self::Stop
             | Self::Refusals
             | Self::DryRun
@@ -210,6 +238,7 @@ impl std::fmt::Display for Operation {
         f.write_str(match self {
             Self::Reload => "reload",
             Self::Crash => "crash",
+            Self::Hang => "hang",
             Self::Stop => "stop",
             Self::Refusals => "refusals",
             Self::DryRun => "dry run",
@@ -219,8 +248,10 @@ impl std::fmt::Display for Operation {
             Self::UpgradeLate => "late upgrade",
             Self::Kexec => "kexec",
             Self::KexecEarly => "early kexec",
+            Self::KexecFails => "kexec fails",
             Self::Reboot => "reboot",
             Self::PowerLoss => "power loss",
+            Self::SavedPowerLoss => "power loss, saved",
         })
     }
 }

@@ -1,87 +1,18 @@
-//! What the operator does, and what must become of the guests.
+//! What the operator does while the host's kernel goes on, and what must become of the guests.
 
-use std::convert::Infallible;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::guest::Followed;
-use super::{KEPT, LAB, Operation, OperationReport, POWER_LOSS, Progress, UnderWay};
-use crate::lab::commands::until_within;
-use crate::lab::kexec;
-use crate::lab::paths::{self, GUESTS};
+use super::programs::{OWN_INITRD, all_go_on, ended_well, must, next, run_program, systemctl_show, wait_for};
+use super::{KEPT, LAB, Operation, OperationReport};
 use crate::lab::scenario::Scenario;
-
-/// For a host to take its guests down.
-const DOWN_WITHIN: Duration = Duration::from_mins(5);
-/// The host's initial RAM disk, where it is its own.
-const OWN_INITRD: &str = "/var/lib/lab/initrd";
-/// Where `host-upgrade` says how it went.
-const REPORT: &str = "/var/lib/cpr/upgrade.report";
-
-/// Runs a program to its end; its exit code and all that it said.
-fn run_program(program: &str, arguments: &[&str]) -> (Option<i32>, String) {
-    match Command::new(program).args(arguments).stdin(Stdio::null()).output() {
-        Ok(Output { status, stdout, stderr }) => {
-            let said = [stdout, stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-            (status.code(), said)
-        }
-        Err(error) => (None, format!("{program}: {error}")),
-    }
-}
-
-/// Runs a program that must end well.
-fn must(program: &str, arguments: &[&str]) -> Result<String> {
-    let (code, said) = run_program(program, arguments);
-    ensure!(code == Some(0), "{program} {} ended with {code:?}: {said}", arguments.join(" "));
-    Ok(said)
-}
-
-/// `systemctl`.
-pub fn systemctl(arguments: &[&str]) -> (Option<i32>, String) {
-    run_program("systemctl", arguments)
-}
-
-/// A property of a unit's.
-pub fn systemctl_show(unit: &str, property: &str) -> Result<String> {
-    Ok(must("systemctl", &["show", "--value", "-p", property, unit])?.trim().to_owned())
-}
-
-/// Prints what units, kernel and guests have said, for whoever looks for what went wrong.
-pub fn show_logs() {
-    const LAST: usize = 4000;
-    for path in GUESTS.iter().flat_map(|name| [paths::serial_log(name), paths::console_log(name)]) {
-        let said = fs::read(&path).unwrap_or_default();
-        println!("--- the end of {}", path.display());
-        println!("{}", String::from_utf8_lossy(&said[said.len().saturating_sub(LAST)..]));
-    }
-    for arguments in [
-        &["--no-pager", "--lines=60", "-u", "cpr@*", "-u", "cpr-report", "-o", "short-monotonic"][..],
-        &["--no-pager", "--lines=30", "-o", "short-monotonic"],
-    ] {
-        println!("--- journalctl {}", arguments.join(" "));
-        println!("{}", run_program("journalctl", arguments).1);
-    }
-    println!("---");
-}
-
-fn drift(scenario: &Scenario) -> Duration {
-    Duration::from_millis(scenario.margins.drift_ms)
-}
-
-fn all_go_on(guests: &mut [Followed], scenario: &Scenario, report: &mut OperationReport) -> Result<()> {
-    for guest in guests {
-        guest.wait_until_active()?;
-        report.wrong.extend(guest.goes_on(drift(scenario))?);
-    }
-    Ok(())
-}
 
 /// An operation under which the host's kernel goes on.
 pub fn run(
@@ -106,14 +37,21 @@ pub fn run(
         }
         Operation::Crash => {
             let guest = guests.last_mut().context("there is no guest")?;
-            let pid = systemctl_show(&guest.unit(), "MainPID")?;
-            let began = Instant::now();
+            report.wrong.extend(ended_by(Signal::SIGKILL, guest)?);
+        }
+        Operation::Hang => {
+            let guest = guests.last_mut().context("there is no guest")?;
+            // What it may be silent for is three minutes otherwise.
+            let shorter = format!("/run/systemd/system/{}.d", guest.unit());
+            fs::create_dir_all(&shorter)?;
+            fs::write(Path::new(&shorter).join("10-lab.conf"), "[Service]\nWatchdogSec=30s\n")?;
+            must("systemctl", &["daemon-reload"])?;
             guest.leave();
-            kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL).context("killing a guest's process")?;
-            let gone = || Ok::<_, anyhow::Error>(systemctl_show(&guest.unit(), "MainPID")? != pid);
-            wait_for("systemd to see the crash", gone)?;
+            must("systemctl", &["restart", &guest.unit()])?;
             guest.follow()?;
-            report.wrong.extend(guest.began_anew(began)?);
+            report.wrong.extend(ended_by(Signal::SIGSTOP, guest)?);
+            fs::remove_dir_all(&shorter)?;
+            must("systemctl", &["daemon-reload"])?;
         }
         Operation::Stop => {
             let guest = guests.last_mut().context("there is no guest")?;
@@ -145,10 +83,27 @@ pub fn run(
         | Operation::UpgradeLate
         | Operation::Kexec
         | Operation::KexecEarly
+        | Operation::KexecFails
         | Operation::Reboot
-        | Operation::PowerLoss => bail!("{operation} ends the kernel"),
+        | Operation::PowerLoss
+        | Operation::SavedPowerLoss => bail!("{operation} ends the kernel"),
     }
     all_go_on(guests, scenario, report)
+}
+
+/// Sends a guest's process a signal, upon which systemd must see another in its place, with the guest booted anew.
+fn ended_by(signal: Signal, guest: &mut Followed) -> Result<Vec<String>> {
+    let pid = systemctl_show(&guest.unit(), "MainPID")?;
+    let began = Instant::now();
+    guest.leave();
+    kill(Pid::from_raw(pid.parse()?), signal).context("sending a guest's process a signal")?;
+    let other = || {
+        let now = systemctl_show(&guest.unit(), "MainPID")?;
+        Ok(now != pid && now != "0")
+    };
+    wait_for("systemd to start another process", other)?;
+    guest.follow()?;
+    guest.began_anew(began)
 }
 
 /// Each is refused with exit code 3 and a word of why.
@@ -236,26 +191,6 @@ fn stray() -> Result<Child> {
     Ok(child)
 }
 
-fn wait_for(what: &str, mut check: impl FnMut() -> Result<bool>) -> Result<()> {
-    until_within(DOWN_WITHIN, what, || Ok(check()?.then_some(())))
-}
-
-/// Whether a unit that was stopped says that its guest was, by itself.
-fn ended_well(guest: &Followed) -> Result<Option<String>> {
-    let (result, code) =
-        (systemctl_show(&guest.unit(), "Result")?, systemctl_show(&guest.unit(), "ExecMainStatus")?);
-    let well = (result.as_str(), code.as_str()) == ("success", "0");
-    Ok((!well).then(|| format!("{} ended with {result}, {code}", guest.unit())))
-}
-
-/// The kernel that comes after so many others, and its RAM disk.
-fn next(scenario: &Scenario, index: usize) -> Result<[String; 2]> {
-    let host = scenario.host.as_ref().context("there is no host")?;
-    let kernel = host.next.get(index).context("the host has no other kernel")?;
-    let [image, initrd] = kexec::images(*kernel).map(|path| Path::new(KEPT).join(path).display().to_string());
-    Ok([image, if host.own_initrd { OWN_INITRD.to_owned() } else { initrd }])
-}
-
 /// Has initramfs-tools or dracut make the host's initial RAM disk, with what `scripts/install` has installed for that.
 fn make_initrd(report: &mut OperationReport) -> Result<()> {
     let version = fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
@@ -271,134 +206,5 @@ fn make_initrd(report: &mut OperationReport) -> Result<()> {
     report.said.extend(said.lines().map(str::to_owned));
     let mib = fs::metadata(OWN_INITRD)?.len() >> 20;
     report.said.push(format!("made {OWN_INITRD}, {mib} MiB, in {} s", began.elapsed().as_secs()));
-    Ok(())
-}
-
-/// Has a guest's unit end, with the guest saved, and the guest go on in a process as an initial RAM disk starts it.
-fn resume_early(guest: &Followed) -> Result<()> {
-    must("cpr-save", &["reboot", guest.name, "--to", "luo:"])?;
-    wait_for("the unit to end", || Ok(systemctl_show(&guest.unit(), "ActiveState")? == "inactive"))?;
-    // What it leaves behind would keep a pipe open.
-    let mut early = Command::new("env");
-    early.args(["--default-signal=TERM", "cpr-load", "early", guest.name]).stdin(Stdio::null());
-    let status = early.stdout(Stdio::null()).stderr(Stdio::null()).status().context("starting cpr-load")?;
-    ensure!(status.success(), "cpr-load early ended with {status}");
-    let state = must("cpr-save", &["status", guest.name])?;
-    ensure!(state.contains(": running, "), "resumed early, the guest is not running: {state}");
-    Ok(())
-}
-
-fn boot_id() -> Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
-}
-
-/// An operation that the host's kernel does not outlive: begins it, and writes down what was seen until then.
-pub fn end_the_kernel(
-    operation: Operation,
-    go_on: bool,
-    mut guests: Vec<Followed>,
-    scenario: &Scenario,
-    progress: &mut Progress,
-    mut report: OperationReport,
-) -> Result<Infallible> {
-    let made = scenario.operations.iter().take(progress.begun.saturating_sub(1));
-    let before = made.filter(|operation| operation.goes_into_a_kernel()).count();
-    all_go_on(&mut guests, scenario, &mut report)?;
-    let under_way =
-        |report| Some(UnderWay { operation, boot_id: boot_id().unwrap_or_default(), go_on, report });
-    let mut begun = match operation {
-        Operation::Upgrade | Operation::UpgradeLate => {
-            let [image, initrd] = next(scenario, before)?;
-            // This process heeds no SIGTERM, and what it starts would inherit that.
-            let mut upgrade = vec!["--default-signal=TERM", "host-upgrade", &image, &initrd];
-            if operation == Operation::UpgradeLate {
-                upgrade.extend(["--append", "cpr.early=0"]);
-            }
-            Command::new("env").args(upgrade).stdin(Stdio::null()).spawn()
-        }
-        Operation::Kexec | Operation::KexecEarly => {
-            if operation == Operation::KexecEarly {
-                guests.iter().try_for_each(resume_early)?;
-            }
-            let [image, initrd] = next(scenario, before)?;
-            let (initrd, cmdline) = (format!("--initrd={initrd}"), fs::read_to_string("/proc/cmdline")?);
-            let cmdline = format!("--command-line={}", cmdline.trim());
-            must("kexec", &["-s", "-l", &image, &initrd, &cmdline])?;
-            Command::new("systemctl").arg("kexec").spawn()
-        }
-        Operation::PowerLoss => {
-            progress.under_way = under_way(report);
-            progress.write()?;
-            println!("{POWER_LOSS}");
-            loop {
-                thread::park();
-            }
-        }
-        _ => Command::new("systemctl").arg("reboot").spawn(),
-    }
-    .with_context(|| format!("beginning with {operation}"))?;
-    wait_for("the guests to end", || {
-        if let Some(status) = begun.try_wait()?.filter(|status| !status.success()) {
-            bail!("{operation} ended with {status}");
-        }
-        Ok(guests.iter().all(|guest| !guest.is_connected()))
-    })?;
-    for guest in &guests {
-        wait_for("the units to end", || {
-            let state = systemctl_show(&guest.unit(), "ActiveState")?;
-            Ok(state == "inactive" || state == "failed")
-        })?;
-        report.wrong.extend(ended_well(guest)?);
-    }
-    progress.under_way = under_way(report);
-    if go_on {
-        progress.guests = guests.into_iter().map(Followed::end).collect::<Result<_>>()?;
-    }
-    progress.write()?;
-    // The host is stopped once its operator is.
-    std::process::exit(0)
-}
-
-/// The rest of an operation that the kernel before this one did not outlive.
-pub fn finish(
-    operation: Operation,
-    before: &str,
-    go_on: bool,
-    guests: &mut [Followed],
-    scenario: &Scenario,
-    report: &mut OperationReport,
-) -> Result<()> {
-    if boot_id()? == before {
-        report.wrong.push("the host's kernel is the one from before".into());
-    }
-    report
-        .said
-        .push(format!("the host's kernel is {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()));
-    if go_on {
-        all_go_on(guests, scenario, report)?;
-    } else {
-        let booted = Instant::now().checked_sub(kexec::up()?).context("the host's clocks do not agree")?;
-        for guest in guests.iter_mut() {
-            report.wrong.extend(guest.began_anew(booted)?);
-        }
-    }
-    if matches!(operation, Operation::Upgrade | Operation::UpgradeLate) {
-        let path = PathBuf::from(REPORT);
-        let whole = || Ok(path.exists() && !Path::new("/var/lib/cpr/upgrade").exists());
-        wait_for("the report", whole)?;
-        let said = fs::read_to_string(&path)?;
-        report.said.extend(said.lines().map(str::to_owned));
-        let told =
-            said.lines().filter(|line| line.contains(" downtime ") && line.contains(" by the host's TSC"));
-        if told.count() != guests.len() {
-            report.wrong.push(format!("the report does not say of each guest how long it stood:\n{said}"));
-        }
-        let early =
-            scenario.host.as_ref().is_some_and(|host| host.own_initrd) && operation == Operation::Upgrade;
-        let taken_over = said.lines().filter(|line| line.contains("taken over after")).count();
-        if taken_over != if early { guests.len() } else { 0 } {
-            report.wrong.push(format!("{taken_over} guests were resumed early"));
-        }
-    }
     Ok(())
 }

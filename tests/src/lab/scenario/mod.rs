@@ -178,10 +178,10 @@ impl Scenario {
         self
     }
 
-    /// How often steps and operations bring the host into another kernel.
+    /// How often steps and operations load another kernel for the host.
     fn kexecs(&self) -> usize {
         self.steps.iter().filter(|step| **step == Step::Kexec).count()
-            + self.operations.iter().filter(|operation| operation.goes_into_a_kernel()).count()
+            + self.operations.iter().filter(|operation| operation.loads_a_kernel()).count()
     }
 
     /// Whether it can be run.
