@@ -121,11 +121,13 @@ pub trait IrqLine: Send + Sync {
     fn set(&self, high: bool);
 }
 
-/// What a guest asks of the machine by writing to a register.
+/// What a guest asks of the machine by writing to a register, or by what it has enabled there before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestRequest {
     /// ACPI S3.
     Sleep,
+    /// To be woken if it sleeps: an event that is to wake it is there.
+    Wake,
     /// ACPI S5.
     PowerOff,
     /// Reset register, keyboard controller or triple fault.
@@ -134,6 +136,9 @@ pub enum GuestRequest {
 
 /// Where a device sends a [`GuestRequest`]. Called on a vCPU thread: must not wait for the vCPU to stop.
 pub type RequestSink = Arc<dyn Fn(GuestRequest) + Send + Sync>;
+
+/// By what a device tells another one of an event. Called with the device's lock held: must not come back to it.
+pub type Signal = Arc<dyn Fn() + Send + Sync>;
 
 /// Something in the main thread's event loop.
 pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;

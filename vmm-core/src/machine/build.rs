@@ -119,9 +119,10 @@ impl Devices {
 
     /// Registers the ports that do not move.
     fn register(&self, io: &mut IoManager) -> Result<(), MachineError> {
-        let ports: [(u16, u16, Arc<dyn vm_device::DevicePio + Send + Sync>); 5] = [
+        let ports: [(u16, u16, Arc<dyn vm_device::DevicePio + Send + Sync>); 6] = [
             (layout::COM1_PORT, layout::COM1_PORTS, self.serial.clone()),
             (layout::PM1_EVENT_PORT, layout::PM1_PORTS, self.pm.clone()),
+            (layout::GPE0_PORT, layout::GPE0_PORTS, self.pm.clone()),
             (layout::RESET_PORT, 1, self.pm.clone()),
             (layout::RTC_PORT, layout::RTC_PORTS, self.rtc.clone()),
             (layout::I8042_PORT, layout::I8042_PORTS, self.i8042.clone()),

@@ -10,6 +10,8 @@ use crate::devices::{GuestRequest, RequestSink};
 pub enum MachineEvent {
     /// The guest went to sleep: its vCPUs are to be stopped. Told once until it is woken.
     Sleep,
+    /// An event that is to wake the guest is there: it is to be woken, if it sleeps.
+    Wake,
     /// The guest powered itself off.
     PowerOff,
     /// The guest asked for a reset, or crashed into one.
@@ -28,7 +30,7 @@ pub enum MachineEvent {
 impl MachineEvent {
     /// Whether the guest does not go on as it is.
     pub(super) fn ends_the_machine(&self) -> bool {
-        !matches!(self, Self::Sleep | Self::Assigned(Notice::Wanted(_)))
+        !matches!(self, Self::Sleep | Self::Wake | Self::Assigned(Notice::Wanted(_)))
     }
 }
 
@@ -41,6 +43,7 @@ pub(super) fn request_sink(events: &EventSink) -> RequestSink {
     Arc::new(move |request| {
         events(match request {
             GuestRequest::Sleep => MachineEvent::Sleep,
+            GuestRequest::Wake => MachineEvent::Wake,
             GuestRequest::PowerOff => MachineEvent::PowerOff,
             GuestRequest::Reset => MachineEvent::Reset,
         });

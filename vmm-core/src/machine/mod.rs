@@ -45,7 +45,7 @@ use crate::cpr::fds::{FdError, FdTable};
 use crate::cpr::format::{FormatError, HeaderInfo, StateWriter, Versions};
 use crate::cpr::ownership::Claim;
 use crate::cpr::report::Stopwatch;
-use crate::devices::{Device, DeviceError};
+use crate::devices::{Device, DeviceError, pm};
 use crate::memory::{GuestRam, MemoryError, RamBlock, RamFate};
 use crate::vcpu::group::{RestartError, VcpuError, Vcpus};
 use crate::vcpu::thread::StopTimeout;
@@ -335,13 +335,13 @@ impl Machine {
     /// Presses the power button.
     pub fn press_power_button(&self) -> Result<(), IllegalStep> {
         self.may_reset()?;
-        self.devices.pm.press_power_button();
+        self.devices.pm.raise(pm::Event::PowerButton);
         Ok(())
     }
 
-    /// Whether the power button was pressed, and the guest, which is to hear of it, has not.
-    pub fn is_power_button_pressed(&self) -> bool {
-        self.devices.pm.is_power_button_pressed()
+    /// What wakes the guest, if it sleeps: an event that it has enabled, and has not taken note of.
+    pub fn wake_event(&self) -> Option<pm::Event> {
+        self.devices.pm.active()
     }
 
     /// Asks the guest to keep so many bytes of its RAM and to leave the rest to the balloon.

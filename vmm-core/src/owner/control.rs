@@ -205,13 +205,18 @@ impl Shared {
         Ok(())
     }
 
-    /// Wakes a guest that sleeps although it is to be awake; once. Called on the main thread.
+    /// Wakes a guest that sleeps although it is to be awake, once; or that an event is to wake.
     pub(super) fn wake_if_wanted(&self, guest: &Machine) -> Result<(), MachineError> {
-        let wanted = guest.is_power_button_pressed() || self.awake.is_wanted();
-        if guest.run_state() == RunState::Suspended && wanted {
-            self.wake(guest)?;
-            self.awake.set(Duration::ZERO);
+        if guest.run_state() != RunState::Suspended {
+            return Ok(());
         }
+        if let Some(event) = guest.wake_event() {
+            tracing::info!("the guest is woken by {event}");
+        } else if !self.awake.is_wanted() {
+            return Ok(());
+        }
+        self.wake(guest)?;
+        self.awake.set(Duration::ZERO);
         Ok(())
     }
 

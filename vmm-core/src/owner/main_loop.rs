@@ -217,9 +217,13 @@ impl Owner {
         if state == RunState::Running {
             self.shared.events.emit(Event::Resume);
         }
-        let Some(machine) = self.shared.guest().filter(|machine| machine.is_to_be_woken()) else { return };
-        if let Err(error) = self.shared.wake(&machine) {
-            tracing::error!("waking guest '{name}', which was suspended to be saved: {error}");
+        let Some(machine) = self.shared.guest() else { return };
+        if machine.is_to_be_woken() {
+            if let Err(error) = self.shared.wake(&machine) {
+                tracing::error!("waking guest '{name}', which was suspended to be saved: {error}");
+            }
+        } else {
+            self.wake_if_wanted(&machine);
         }
     }
 
@@ -418,13 +422,12 @@ impl Owner {
             MachineEvent::Sleep => match machine.suspend() {
                 Ok(true) => {
                     self.shared.events.emit(Event::Suspend);
-                    if let Err(error) = self.shared.wake_if_wanted(&machine) {
-                        tracing::error!("waking the guest: {error}");
-                    }
+                    self.wake_if_wanted(&machine);
                 }
                 Ok(false) => {}
                 Err(error) => tracing::error!("suspending the guest: {error}"),
             },
+            MachineEvent::Wake => self.wake_if_wanted(&machine),
             MachineEvent::Reset => self.reset(true),
             MachineEvent::Failed { vcpu, why } => {
                 self.stop_for_good(&machine, &format!("vCPU {vcpu} cannot go on: {why}"));
@@ -442,6 +445,12 @@ impl Owner {
                 );
                 self.shared.events.emit(Event::DeviceWanted { device });
             }
+        }
+    }
+
+    fn wake_if_wanted(&self, machine: &Machine) {
+        if let Err(error) = self.shared.wake_if_wanted(machine) {
+            tracing::error!("waking the guest: {error}");
         }
     }
 

@@ -73,6 +73,10 @@ pub const I8042_PORTS: u16 = 5;
 pub const RTC_PORT: u16 = 0x70;
 /// Ports of the CMOS RTC.
 pub const RTC_PORTS: u16 = 2;
+/// Byte of the CMOS RTC that has the alarm's day of the month.
+pub const RTC_DAY_ALARM: u8 = 0x7d;
+/// Byte of the CMOS RTC that has the alarm's month.
+pub const RTC_MONTH_ALARM: u8 = 0x7e;
 /// First serial port.
 pub const COM1_PORT: u16 = 0x3f8;
 /// Ports of the first serial port.
@@ -83,6 +87,10 @@ pub const PM1_EVENT_PORT: u16 = 0x600;
 pub const PM1_CONTROL_PORT: u16 = 0x604;
 /// Ports of both PM1 blocks.
 pub const PM1_PORTS: u16 = 6;
+/// ACPI general-purpose event block 0: status and enable, 16 bits each.
+pub const GPE0_PORT: u16 = 0x608;
+/// Ports of that block.
+pub const GPE0_PORTS: u16 = 4;
 /// PCI configuration: address port, 32 bits.
 pub const PCI_ADDRESS_PORT: u16 = 0xcf8;
 /// PCI configuration: data port, 32 bits.
@@ -96,6 +104,10 @@ pub const RESET_VALUE: u8 = 6;
 
 /// Interrupt line of the first serial port.
 pub const COM1_GSI: u32 = 4;
+/// The general-purpose event of the first serial port.
+pub const COM1_GPE: u8 = 0;
+/// Interrupt line of the CMOS RTC.
+pub const RTC_GSI: u32 = 8;
 /// ACPI's interrupt line (SCI), level triggered, active high.
 pub const SCI_GSI: u32 = 9;
 /// The first of the four interrupt lines of PCI, level triggered.
