@@ -21,7 +21,7 @@ use crate::config::MachineConfig;
 use crate::cpr::fds::FdTable;
 use crate::devices::i8042::I8042;
 use crate::devices::pci::PciBus;
-use crate::devices::pm::Pm;
+use crate::devices::pm::{self, Pm};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Serial;
 use crate::devices::vfio::Mappings;
@@ -72,8 +72,9 @@ impl Devices {
     /// What they have in the event loop.
     pub fn subscribers(&self) -> Vec<Subscriber> {
         let serial: Subscriber = Arc::new(Mutex::new(self.serial.subscriber()));
+        let rtc: Subscriber = Arc::new(Mutex::new(self.rtc.subscriber()));
         let others = self.pci.functions().filter_map(|function| function.subscriber());
-        std::iter::once(serial).chain(others).collect()
+        [serial, rtc].into_iter().chain(others).collect()
     }
 
     /// The guest lives on elsewhere: dropping them leaves socket files and terminals as they are.
@@ -97,11 +98,12 @@ impl Devices {
             balloon.set_page_size(ram.page_size());
         }
         let memory = Arc::new(ram.memory().clone());
+        let pm = Arc::new(Pm::new(line(layout::SCI_GSI), Arc::clone(&requests)));
         Ok(Self {
             balloon: backends.balloon,
             serial: Serial::new("serial0", line(layout::COM1_GSI), backends.serial),
-            pm: Arc::new(Pm::new(line(layout::SCI_GSI), Arc::clone(&requests))),
-            rtc: Arc::new(Rtc::new(ram_size)),
+            rtc: Rtc::new(ram_size, line(layout::RTC_GSI), pm.signal(pm::Event::Alarm))?,
+            pm,
             i8042: Arc::new(I8042::new(requests)),
             mappings: backends.spaces.mappings(&memory, loading)?,
             pci: Arc::new(pci::bus(

@@ -1,5 +1,8 @@
 //! Registers and RAM of an MC146818.
 
+use std::ops::RangeInclusive;
+
+use super::alarm::Alarm;
 use super::calendar::Date;
 use crate::x86::layout;
 
@@ -7,13 +10,19 @@ use crate::x86::layout;
 pub(super) const SIZE: usize = 128;
 
 const SECONDS: usize = 0x00;
+const SECONDS_ALARM: usize = 0x01;
 const MINUTES: usize = 0x02;
+const MINUTES_ALARM: usize = 0x03;
 const HOURS: usize = 0x04;
+const HOURS_ALARM: usize = 0x05;
 const DAY_OF_WEEK: usize = 0x06;
 const DAY: usize = 0x07;
 const MONTH: usize = 0x08;
 const YEAR: usize = 0x09;
 const CENTURY: usize = 0x32;
+/// The alarm's date: bytes of RAM where no date is 0, so that all match.
+const DAY_ALARM: usize = layout::RTC_DAY_ALARM as usize;
+const MONTH_ALARM: usize = layout::RTC_MONTH_ALARM as usize;
 const TIME: [usize; 8] = [SECONDS, MINUTES, HOURS, DAY_OF_WEEK, DAY, MONTH, YEAR, CENTURY];
 
 pub(super) const REGISTER_A: usize = 0x0a;
@@ -26,17 +35,25 @@ pub(super) const UIP: u8 = 1 << 7;
 const A_RESET: u8 = 0x26;
 /// Register B: updates are stopped, so that the guest can set the time.
 const SET: u8 = 1 << 7;
+/// Register B: the alarm interrupts; [`ALARM`] says that it came.
+pub(super) const ALARM: u8 = 1 << 5;
+/// Register B: each update of the time interrupts; in register C the same bit says that one was.
+pub(super) const UPDATED: u8 = 1 << 4;
 /// Register B: numbers are binary, not BCD.
 const BINARY: u8 = 1 << 2;
 /// Register B: hours are 0 to 23, not 1 to 12 with [`PM`].
 const HOURS_24: u8 = 1 << 1;
 const PM: u8 = 1 << 7;
+/// Register C: what came is to interrupt, and does so until the register is read.
+pub(super) const IRQF: u8 = 1 << 7;
+/// An alarm's register that holds one of these matches every time.
+const ANY: u8 = 3 << 6;
 /// Register D: the battery is good.
 pub(super) const D_VALID: u8 = 1 << 7;
 
 /// Microseconds.
 pub(super) const SECOND: i64 = 1_000_000;
-const DAY_SECONDS: i64 = 86_400;
+pub(super) const DAY_SECONDS: i64 = 86_400;
 /// How long before an update [`UIP`] is set, in microseconds.
 const UPDATE: i64 = 244;
 /// More than the greatest offset that setting the clock can lead to, in microseconds: bytes reach to the year 25755.
@@ -49,11 +66,13 @@ pub(super) struct Clock {
     pub cmos: [u8; SIZE],
     /// What the clock is ahead of the host's, in microseconds.
     pub offset: i64,
+    /// The second of the clock, counted from 1970, up to which register C tells of updates and of the alarm.
+    pub updated: i64,
 }
 
 impl Clock {
     /// A chip as a firmware leaves it in a machine with `ram_size` bytes of RAM.
-    pub fn new(ram_size: u64) -> Self {
+    pub fn new(ram_size: u64, now: i64) -> Self {
         let mut cmos = [0; SIZE];
         cmos[REGISTER_A] = A_RESET;
         cmos[REGISTER_B] = HOURS_24;
@@ -69,12 +88,13 @@ impl Clock {
         store(0x30, 2, extended);
         store(0x34, 2, above(16 << 20, 64 << 10));
         store(0x5b, 3, ((ram_size - low) >> 16).min(0xff_ffff));
-        Self { cmos, offset: 0 }
+        Self { cmos, offset: 0, updated: now.div_euclid(SECOND) }
     }
 
-    /// Reads a register or a byte of RAM.
-    pub fn read(&self, at: usize, now: i64) -> u8 {
+    /// Reads a register or a byte of RAM. Reading register C clears it.
+    pub fn read(&mut self, at: usize, now: i64) -> u8 {
         match at {
+            REGISTER_C => std::mem::take(&mut self.cmos[at]),
             REGISTER_A if self.runs() && (now + self.offset).rem_euclid(SECOND) >= SECOND - UPDATE => {
                 self.cmos[at] | UIP
             }
@@ -83,8 +103,8 @@ impl Clock {
         }
     }
 
-    /// Writes a register or a byte of RAM.
-    pub fn write(&mut self, at: usize, value: u8, now: i64) {
+    /// Writes a register or a byte of RAM. `true` where an interrupt begins by that.
+    pub fn write(&mut self, at: usize, value: u8, now: i64) -> bool {
         match at {
             REGISTER_A => self.cmos[at] = value & !UIP,
             REGISTER_B => {
@@ -92,7 +112,8 @@ impl Clock {
                 if ran && value & SET != 0 {
                     self.cmos = self.shown(now);
                 }
-                self.cmos[at] = value;
+                // Stopping the updates stops their interrupts.
+                self.cmos[at] = if value & SET == 0 { value } else { value & !UPDATED };
                 if !ran && value & SET == 0 {
                     self.set(now);
                 }
@@ -105,6 +126,72 @@ impl Clock {
             }
             _ => self.cmos[at] = value,
         }
+        self.raise(0)
+    }
+
+    /// Takes note in register C of the updates that there were since the last time, and of the alarm. `true` where an interrupt
+    /// begins by that. To be called before anything is read or written.
+    pub fn update(&mut self, now: i64) -> bool {
+        if !self.runs() {
+            return false;
+        }
+        let (before, second) = (self.updated, self.second(now));
+        self.updated = second;
+        if second <= before {
+            return false;
+        }
+        let rang = self.next_alarm(before).is_some_and(|at| at <= second);
+        self.raise(if rang { ALARM | UPDATED } else { UPDATED })
+    }
+
+    /// When the next interrupt begins, by the host's clock in microseconds; none while one is to be taken note of.
+    pub fn next_interrupt(&self) -> Option<i64> {
+        let enabled = |what| self.cmos[REGISTER_B] & what != 0;
+        if !self.runs() || self.cmos[REGISTER_C] & IRQF != 0 {
+            return None;
+        }
+        let update = enabled(UPDATED).then_some(self.updated + 1);
+        let second = update.or_else(|| self.next_alarm(self.updated).filter(|_| enabled(ALARM)))?;
+        Some(second * SECOND - self.offset)
+    }
+
+    /// What register C says of interrupts, if these are the flags in it.
+    pub fn interrupts(&self, flags: u8) -> u8 {
+        if self.cmos[REGISTER_B] & flags & (ALARM | UPDATED) == 0 { 0 } else { IRQF }
+    }
+
+    /// Sets flags in register C. `true` where an interrupt begins by that, or by what register B says by now.
+    fn raise(&mut self, flags: u8) -> bool {
+        let before = self.cmos[REGISTER_C];
+        let flags = before & !IRQF | flags;
+        self.cmos[REGISTER_C] = flags | self.interrupts(flags);
+        self.cmos[REGISTER_C] & !before & IRQF != 0
+    }
+
+    /// The first second after this one in which the alarm comes, if it ever does.
+    fn next_alarm(&self, after: i64) -> Option<i64> {
+        let wanted = |at: usize, values: RangeInclusive<i64>, encode: fn(&Self, i64) -> u8| {
+            let (byte, mut values) = (self.cmos[at], values);
+            if byte & ANY == ANY {
+                Some(None)
+            } else {
+                values.find(|value| encode(self, *value) == byte).map(Some)
+            }
+        };
+        let date =
+            |at, values| if self.cmos[at] == 0 { Some(None) } else { wanted(at, values, Self::encode) };
+        let alarm = Alarm {
+            second: wanted(SECONDS_ALARM, 0..=59, Self::encode)?,
+            minute: wanted(MINUTES_ALARM, 0..=59, Self::encode)?,
+            hour: wanted(HOURS_ALARM, 0..=23, Self::encode_hours)?,
+            day: date(DAY_ALARM, 1..=31)?,
+            month: date(MONTH_ALARM, 1..=12)?,
+        };
+        alarm.next(after)
+    }
+
+    fn second(&self, now: i64) -> i64 {
+        (now + self.offset).div_euclid(SECOND)
     }
 
     fn runs(&self) -> bool {
@@ -113,7 +200,7 @@ impl Clock {
 
     /// The registers with the time in them.
     fn shown(&self, now: i64) -> [u8; SIZE] {
-        let seconds = (now + self.offset).div_euclid(SECOND);
+        let seconds = self.second(now);
         let (days, of_day) = (seconds.div_euclid(DAY_SECONDS), seconds.rem_euclid(DAY_SECONDS));
         let date = Date::from_days(days);
         let mut cmos = self.cmos;
@@ -140,6 +227,7 @@ impl Clock {
         let hours = self.decode_hours(self.cmos[HOURS]);
         let seconds = hours * 3600 + value(MINUTES) * 60 + value(SECONDS);
         self.offset = (date.to_days() * DAY_SECONDS + seconds) * SECOND - now;
+        self.updated = self.second(now);
     }
 
     fn encode(&self, value: i64) -> u8 {

@@ -16,11 +16,10 @@ pub(super) fn table(ram_size: u64) -> Sdt {
     let mut aml = Vec::new();
     sleep_state(&mut aml, "_S3_", SLEEP_TYPE_S3);
     sleep_state(&mut aml, "_S5_", SLEEP_TYPE_S5);
-    let (consumer, edge, active_low, shared) = (true, true, false, false);
-    let interrupt = Interrupt::new(consumer, edge, active_low, shared, layout::COM1_GSI);
-    let serial = io(layout::COM1_PORT, layout::COM1_PORTS);
-    isa_device(&mut aml, "_SB_.COM1", "PNP0501", vec![&serial, &interrupt]);
-    isa_device(&mut aml, "_SB_.RTC_", "PNP0B00", vec![&io(layout::RTC_PORT, layout::RTC_PORTS)]);
+    let (ports, interrupt) = (io(layout::COM1_PORT, layout::COM1_PORTS), isa_interrupt(layout::COM1_GSI));
+    isa_device(&mut aml, "_SB_.COM1", "PNP0501", vec![&ports, &interrupt]);
+    let (ports, interrupt) = (io(layout::RTC_PORT, layout::RTC_PORTS), isa_interrupt(layout::RTC_GSI));
+    isa_device(&mut aml, "_SB_.RTC_", "PNP0B00", vec![&ports, &interrupt]);
     pci::host_bridge(&mut aml, ram_size);
     table.append_slice(&aml);
     table
@@ -37,6 +36,11 @@ fn isa_device(aml: &mut Vec<u8>, path: &str, hid: &str, resources: Vec<&dyn Aml>
     let uid = Name::new("_UID".into(), &ONE);
     let crs = Name::new("_CRS".into(), &resources);
     Device::new(path.into(), vec![&hid, &uid, &crs]).to_aml_bytes(aml);
+}
+
+fn isa_interrupt(gsi: u32) -> Interrupt {
+    let (consumer, edge, active_low, shared) = (true, true, false, false);
+    Interrupt::new(consumer, edge, active_low, shared, gsi)
 }
 
 fn io(port: u16, ports: u16) -> IO {

@@ -18,7 +18,7 @@ const RTC_CENTURY: u8 = 0x32;
 const NO_C2: u16 = 101;
 const NO_C3: u16 = 1001;
 
-/// The FADT. Power button: fixed. Sleep button and RTC wake: none.
+/// The FADT. Power button and alarm: fixed. Sleep button: none.
 pub(super) fn table(dsdt: u64, facs: u64) -> FADT {
     let io =
         |port: u16, bytes: u8, access| GAS::new(AddressSpace::SystemIo, bytes * 8, 0, access, port.into());
@@ -29,7 +29,6 @@ pub(super) fn table(dsdt: u64, facs: u64) -> FADT {
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
         .flag(Flags::SlpButton)
-        .flag(Flags::FixRtc)
         .flag(Flags::ResetRegSup);
     // Both: ACPICA takes the 64-bit one, others may know only the older.
     fadt.dsdt = (dsdt as u32).into();
@@ -42,6 +41,8 @@ pub(super) fn table(dsdt: u64, facs: u64) -> FADT {
     fadt.x_pm1a_cnt_blk = io(layout::PM1_CONTROL_PORT, PM1_CONTROL_SIZE, AccessSize::WordAccess);
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
+    fadt.day_alrm = layout::RTC_DAY_ALARM;
+    fadt.mon_alrm = layout::RTC_MONTH_ALARM;
     fadt.century = RTC_CENTURY;
     fadt.iapc_boot_arch = (LEGACY_DEVICES | VGA_NOT_PRESENT).into();
     fadt.reset_reg = io(layout::RESET_PORT, 1, AccessSize::ByteAccess);

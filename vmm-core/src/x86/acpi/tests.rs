@@ -58,6 +58,9 @@ fn the_chain_of_pointers_leads_from_the_rsdp_to_every_table_and_the_checksums_ho
     assert_eq!(u32_at(&fadt, 56), 0x600);
     assert_eq!(u32_at(&fadt, 64), 0x604);
     assert_eq!((u64_at(&fadt, 120), fadt[128]), (0xcf9, 6));
+    assert_eq!(fadt[106..108], [0x7d, 0x7e]);
+    let rtc_is_not_fixed = 1 << 6;
+    assert_eq!(u32_at(&fadt, 112) & rtc_is_not_fixed, 0);
 }
 
 #[test]
