@@ -99,9 +99,15 @@ impl Devices {
         }
         let memory = Arc::new(ram.memory().clone());
         let pm = Arc::new(Pm::new(line(layout::SCI_GSI), Arc::clone(&requests)));
+        let received = pm.signal(pm::Event::Serial);
+        let serial = Serial::new("serial0", line(layout::COM1_GSI), received, backends.serial);
+        let port = Arc::downgrade(&serial);
+        pm.on_return(Arc::new(move || {
+            port.upgrade().iter().for_each(|port| port.interrupt_again());
+        }));
         Ok(Self {
             balloon: backends.balloon,
-            serial: Serial::new("serial0", line(layout::COM1_GSI), backends.serial),
+            serial,
             rtc: Rtc::new(ram_size, line(layout::RTC_GSI), pm.signal(pm::Event::Alarm))?,
             pm,
             i8042: Arc::new(I8042::new(requests)),

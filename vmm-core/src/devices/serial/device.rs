@@ -18,7 +18,7 @@ use crate::cpr::Mode;
 use crate::cpr::fds::FdTable;
 use crate::cpr::format::{StateReader, StateWriter};
 use crate::devices::chardev::{Chardev, ChardevState};
-use crate::devices::{Device, DeviceError, IrqLine};
+use crate::devices::{Device, DeviceError, IrqLine, Signal};
 
 /// First I/O port of COM1.
 pub const COM1: u16 = 0x3f8;
@@ -40,6 +40,8 @@ const LINE_STATUS: u8 = 5;
 const DIVISOR_LATCH: u8 = 0x80;
 /// Modem control: what is sent comes back.
 const LOOPBACK: u8 = 0x10;
+/// Interrupt identification: there is none.
+const NONE_PENDING: u8 = 1;
 /// Line status: the transmitter takes a byte, and has sent the last.
 const TRANSMITTER_EMPTY: u8 = 0x60;
 
@@ -67,6 +69,7 @@ impl Trigger for Interrupt {
 pub struct Serial {
     id: &'static str,
     line: Arc<dyn IrqLine>,
+    received: Signal,
     inner: Mutex<Inner>,
 }
 
@@ -87,12 +90,13 @@ impl fmt::Debug for Serial {
 }
 
 impl Serial {
-    /// A port after reset, on a back end.
-    pub fn new(id: &'static str, line: Arc<dyn IrqLine>, chardev: Chardev) -> Arc<Self> {
+    /// A port after reset, on a back end. It interrupts at `line`, and says at `received` that it has input, whether that interrupts
+    /// or not.
+    pub fn new(id: &'static str, line: Arc<dyn IrqLine>, received: Signal, chardev: Chardev) -> Arc<Self> {
         let interrupt = Interrupt { line: line.clone(), armed: Cell::new(true) };
         let uart = Uart::with_events(interrupt, NoEvents, Vec::new());
         let inner = Inner { uart, chardev, throttled: false, waiting: false };
-        Arc::new(Self { id, line, inner: Mutex::new(inner) })
+        Arc::new(Self { id, line, received, inner: Mutex::new(inner) })
     }
 
     /// What goes in the event manager.
@@ -105,6 +109,15 @@ impl Serial {
         self.lock().chardev.pty_path().map(Into::into)
     }
 
+    /// Interrupts once more for what is to be taken note of: a guest that slept has not heard of it.
+    pub fn interrupt_again(&self) {
+        let inner = self.lock();
+        if inner.uart.state().interrupt_identification & NONE_PENDING == 0 {
+            // Cannot fail.
+            let _ = inner.uart.interrupt_evt().trigger();
+        }
+    }
+
     pub(super) fn watch(&self, ops: &mut EventOps) {
         self.lock().chardev.watch(ops);
     }
@@ -113,7 +126,9 @@ impl Serial {
     pub(super) fn service(&self, ops: &mut EventOps) {
         let mut inner = self.lock();
         if inner.chardev.wake() {
-            inner.receive();
+            if inner.receive() {
+                (self.received)();
+            }
             inner.chardev.service(ops);
             inner.release();
         }
@@ -126,17 +141,18 @@ impl Serial {
 }
 
 impl Inner {
-    /// Reads as much input as the FIFO takes.
-    fn receive(&mut self) {
-        let mut buf = [0; 64];
+    /// Reads as much input as the FIFO takes. `false` if there was none.
+    fn receive(&mut self) -> bool {
+        let (mut buf, mut any) = ([0; 64], false);
         loop {
             let looped = self.uart.read(MODEM_CONTROL) & LOOPBACK != 0;
             let room = if looped { 0 } else { self.uart.fifo_capacity().min(buf.len()) };
             self.waiting = room == 0;
             let read = self.chardev.read(&mut buf[..room]);
             if read == 0 {
-                return;
+                return any;
             }
+            any = true;
             // Cannot fail: there is room, and the trigger does not.
             let _ = self.uart.enqueue_raw_bytes(&buf[..read]);
         }

@@ -44,16 +44,22 @@ impl IrqLine for Line {
 struct Port {
     serial: Arc<Serial>,
     line: Arc<Line>,
+    received: Arc<AtomicUsize>,
     events: EventManager<SerialSubscriber>,
 }
 
 impl Port {
     fn on(chardev: Chardev) -> Self {
         let line = Arc::new(Line::default());
-        let serial = Serial::new("serial0", line.clone(), chardev);
+        let received = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&received);
+        let received_one = Arc::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let serial = Serial::new("serial0", line.clone(), received_one, chardev);
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(serial.subscriber());
-        Self { serial, line, events }
+        Self { serial, line, received, events }
     }
 
     fn boot(config: &ChardevConfig) -> Self {
@@ -185,6 +191,30 @@ fn fill(port: &Port, from: usize) -> usize {
         sent += 1;
     }
     sent
+}
+
+#[test]
+fn input_is_signalled_whether_it_interrupts_or_not_and_what_is_pending_interrupts_again_on_demand() {
+    let (_dir, config, path) = socket();
+    let mut port = Port::boot(&config);
+    let mut client = UnixStream::connect(&path).unwrap();
+    port.turn();
+    let counts = |port: &Port| (port.received.load(Ordering::Relaxed), port.interrupts());
+    assert_eq!(counts(&port), (0, 0));
+    client.write_all(b"a").unwrap();
+    port.turn();
+    port.serial.interrupt_again();
+    assert_eq!(counts(&port), (1, 0));
+    assert_eq!(port.read_all(), b"a");
+    port.out(IER, 1);
+    client.write_all(b"b").unwrap();
+    port.turn();
+    assert_eq!(counts(&port), (2, 1));
+    port.serial.interrupt_again();
+    assert_eq!(counts(&port), (2, 2));
+    assert_eq!(port.read_all(), b"b");
+    port.serial.interrupt_again();
+    assert_eq!(counts(&port), (2, 2), "nothing is pending");
 }
 
 #[test]

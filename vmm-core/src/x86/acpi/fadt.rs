@@ -1,4 +1,4 @@
-//! The fixed hardware: PM1 registers, reset register, SCI.
+//! The fixed hardware: PM1 registers, general-purpose events, reset register, SCI.
 
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -12,6 +12,7 @@ const VGA_NOT_PRESENT: u16 = 1 << 2;
 
 const PM1_EVENT_SIZE: u8 = 4;
 const PM1_CONTROL_SIZE: u8 = 2;
+const GPE0_SIZE: u8 = layout::GPE0_PORTS as u8;
 /// Where the CMOS RTC keeps the century.
 const RTC_CENTURY: u8 = 0x32;
 /// C2 and C3 latencies that say that there is none (more than 100 and 1000 µs).
@@ -39,6 +40,9 @@ pub(super) fn table(dsdt: u64, facs: u64) -> FADT {
     fadt.pm1a_cnt_blk = u32::from(layout::PM1_CONTROL_PORT).into();
     fadt.pm1_cnt_len = PM1_CONTROL_SIZE;
     fadt.x_pm1a_cnt_blk = io(layout::PM1_CONTROL_PORT, PM1_CONTROL_SIZE, AccessSize::WordAccess);
+    fadt.gpe0_blk = u32::from(layout::GPE0_PORT).into();
+    fadt.gpe0_blk_len = GPE0_SIZE;
+    fadt.x_gpe0_blk = io(layout::GPE0_PORT, GPE0_SIZE, AccessSize::ByteAccess);
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
     fadt.day_alrm = layout::RTC_DAY_ALARM;

@@ -58,6 +58,7 @@ fn the_chain_of_pointers_leads_from_the_rsdp_to_every_table_and_the_checksums_ho
     assert_eq!(u32_at(&fadt, 56), 0x600);
     assert_eq!(u32_at(&fadt, 64), 0x604);
     assert_eq!((u64_at(&fadt, 120), fadt[128]), (0xcf9, 6));
+    assert_eq!((u32_at(&fadt, 80), fadt[92], u64_at(&fadt, 224)), (0x608, 4, 0x608));
     assert_eq!(fadt[106..108], [0x7d, 0x7e]);
     let rtc_is_not_fixed = 1 << 6;
     assert_eq!(u32_at(&fadt, 112) & rtc_is_not_fixed, 0);
@@ -108,4 +109,19 @@ fn the_dsdt_names_s3_and_s5_and_what_to_write_for_them() {
         // Package of four: its length, its count, then a byte by its prefix.
         assert_eq!(dsdt[at + 4..at + 9], [0x12, 0x07, 4, 0x0a, sleep_type]);
     }
+}
+
+#[test]
+fn the_serial_port_wakes_from_s3_by_the_event_that_notifies_it() {
+    let memory = memory();
+    let rsdp = write(&memory, 1, RAM).unwrap();
+    let [.., dsdt] = follow(&memory, rsdp);
+    let after = |name: &[u8; 4]| dsdt.windows(4).position(|bytes| bytes == name).unwrap() + 4;
+    // Package of two: its length, its count; event 0 by ZeroOp, sleep state 3 by its prefix.
+    let at = after(b"_PRW");
+    assert_eq!((dsdt[at..at + 6].to_vec(), layout::COM1_GPE), (vec![0x12, 5, 2, 0, 0x0a, SLEEP_TYPE_S3], 0));
+    // No arguments; Notify, a name of two segments, 2.
+    let at = after(b"_E00");
+    assert_eq!(dsdt[at..at + 3], [0, 0x86, 0x2e]);
+    assert_eq!(dsdt[at + 3..at + 13], *b"_SB_COM1\x0a\x02");
 }
