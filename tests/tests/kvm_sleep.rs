@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
 use cpr_tests::guests::{Guest, Mode, Work, layout};
@@ -35,6 +35,11 @@ cpr_tests::tests!(
     a_guest_without_an_agents_port_or_paused_is_refused_and_not_touched,
     a_guest_that_is_suspended_and_then_not_saved_is_woken,
     a_guest_that_falls_asleep_too_late_is_woken_and_may_be_suspended_again,
+    an_alarm_wakes_a_guest_where_it_sleeps_by_then,
+    an_alarm_that_came_while_a_guest_was_saved_wakes_it_where_it_is_loaded,
+    a_guest_that_was_woken_before_its_alarm_sleeps_until_it,
+    a_byte_wakes_a_guest_that_wants_it_and_is_read_where_it_sleeps_by_then,
+    a_byte_leaves_a_guest_asleep_that_does_not_want_it_and_is_kept_for_it,
 );
 
 /// Where a guest's RAM has what nobody but the test wrote.
@@ -43,9 +48,16 @@ const MARK: u64 = 0x100_0000;
 const SOON: Duration = Duration::from_secs(10);
 /// A directory of a host's that may be removed.
 const GONE: &str = "gone";
-/// `WAK_STS` and `PWRBTN_STS` of PM1.
+/// `WAK_STS`, `PWRBTN_STS` and `RTC_STS` of PM1.
 const WOKEN: u32 = 1 << 15;
 const POWER_BUTTON: u32 = 1 << 8;
+const ALARM: u32 = 1 << 10;
+/// Ways to sleep.
+const UNTIL_ALARM: u32 = 3;
+const UNTIL_BYTE: u32 = 4;
+/// Where a guest is when what wakes it comes.
+const PLACES: [Option<Handover>; 4] =
+    [None, Some(Handover::CprTransfer), Some(Handover::CprExec), Some(Handover::CprReboot)];
 
 fn boot(host: &Host, mode: Mode, kernel: bool) -> anyhow::Result<Vm<'_>> {
     let vm = Vm::boot(host, Spec { kernel, ..Spec::new(Guest::new(Work::Sleep, mode), 2) })?;
@@ -357,4 +369,124 @@ fn a_guest_that_is_suspended_and_then_not_saved_is_woken() -> anyhow::Result<()>
     let to = format!("file:{}", gone.join("state").display());
     vm.save("reboot", &["--suspend", "--to", &to])?.must_say(1, "No such file or directory")?;
     woken(&vm, 1).map(drop)
+}
+
+/// Sets the guest's alarm to a time that is so many seconds from now; gives that, as time since 1970.
+fn set_alarm(vm: &Vm, seconds: u64) -> anyhow::Result<Duration> {
+    let at = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + seconds;
+    let bcd = |value: u64| (value / 10 * 16 + value % 10) as u32;
+    let alarm = bcd(at % 60) | bcd(at / 60 % 60) << 8 | bcd(at / 3600 % 24) << 16;
+    vm.ram.u32(layout::area(0) + layout::ALARM).store(alarm, SeqCst);
+    Ok(Duration::from_secs(at))
+}
+
+/// Waits until its alarm has woken it for the `times`th time, and not before it was due.
+fn woken_by_alarm(vm: &Vm, times: u64, due: Duration) -> anyhow::Result<()> {
+    let found = woken(vm, times)?;
+    ensure!(found == WOKEN | ALARM, "PM1_STS was {found:#x}");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    ensure!(now >= due, "it was woken {:?} before its alarm", due.saturating_sub(now));
+    Ok(())
+}
+
+fn an_alarm_wakes_a_guest_where_it_sleeps_by_then() -> anyhow::Result<()> {
+    for (times, place) in (1..).zip(PLACES) {
+        let host = Host::new()?;
+        let mut vm = boot(&host, Mode::Long, times % 2 == 0)?;
+        let due = set_alarm(&vm, 5)?;
+        let mut monitor = sleep(&vm, UNTIL_ALARM)?;
+        match place {
+            Some(mode) => drop(vm.handover(mode).with_context(|| format!("{mode}"))?),
+            None => drop(monitor.wait_event("WAKEUP", SOON)?),
+        }
+        woken_by_alarm(&vm, 1, due).with_context(|| format!("{place:?}"))?;
+        // It was told of once.
+        sleep(&vm, 1)?;
+        vm.stands_still()?;
+    }
+    Ok(())
+}
+
+fn an_alarm_that_came_while_a_guest_was_saved_wakes_it_where_it_is_loaded() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut vm = boot(&host, Mode::Long, true)?;
+    let due = set_alarm(&vm, 3)?;
+    sleep(&vm, UNTIL_ALARM)?;
+    let file = format!("file:{}", host.fresh("state").display());
+    vm.save("reboot", &["--to", &file])?.must_be(0)?;
+    vm.ended()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    thread::sleep(due.saturating_sub(now) + Duration::from_secs(1));
+    vm.process = host.load(["resume", "--from", &file])?;
+    woken_by_alarm(&vm, 1, due)
+}
+
+fn a_guest_that_was_woken_before_its_alarm_sleeps_until_it() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let vm = boot(&host, Mode::Long, true)?;
+    let due = set_alarm(&vm, 60)?;
+    sleep(&vm, UNTIL_ALARM)?;
+    vm.ask("system_wakeup")?;
+    let found = woken(&vm, 1)?;
+    ensure!(found == WOKEN, "PM1_STS was {found:#x}");
+    let sooner = set_alarm(&vm, 4)?;
+    sleep(&vm, UNTIL_ALARM)?;
+    woken_by_alarm(&vm, 2, sooner)?;
+    ensure!(SystemTime::now().duration_since(UNIX_EPOCH)? < due, "it slept until its first alarm");
+    Ok(())
+}
+
+/// A guest with a serial port, and who is at it.
+fn boot_with_port<'h>(host: &'h Host, socket: &Path) -> anyhow::Result<(Vm<'h>, UnixStream)> {
+    let serial = Some(format!("unix:{}", socket.display()));
+    let vm =
+        Vm::boot(host, Spec { kernel: true, serial, ..Spec::new(Guest::new(Work::Sleep, Mode::Long), 2) })?;
+    vm.ram.u64(MARK).store(u64::MAX / 3, SeqCst);
+    let client = UnixStream::connect(socket).context("connecting to its serial port")?;
+    Ok((vm, client))
+}
+
+/// What the guest found in `GPE0_STS` when it was woken, and the byte that it then read.
+fn found_at_port(vm: &Vm) -> [u8; 2] {
+    let [event, byte, ..] = vm.ram.u32(layout::area(0) + layout::FOUND + 4).load(SeqCst).to_le_bytes();
+    [event, byte]
+}
+
+fn a_byte_wakes_a_guest_that_wants_it_and_is_read_where_it_sleeps_by_then() -> anyhow::Result<()> {
+    for place in PLACES {
+        let host = Host::new()?;
+        let socket = host.fresh("serial");
+        let (mut vm, mut client) = boot_with_port(&host, &socket)?;
+        sleep(&vm, UNTIL_BYTE)?;
+        if let Some(mode) = place {
+            vm.handover(mode).with_context(|| format!("{mode}"))?;
+            vm.becomes("suspended")?;
+            vm.stands_still()?;
+        }
+        if place == Some(Handover::CprReboot) {
+            client = UnixStream::connect(&socket).context("connecting to its serial port again")?;
+        }
+        client.write_all(b"x")?;
+        let status = woken(&vm, 1).with_context(|| format!("{place:?}"))?;
+        let found = found_at_port(&vm);
+        ensure!(status == WOKEN && found == [1, b'x'], "{place:?}: PM1_STS {status:#x}, {found:x?}");
+    }
+    Ok(())
+}
+
+fn a_byte_leaves_a_guest_asleep_that_does_not_want_it_and_is_kept_for_it() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let (mut vm, mut client) = boot_with_port(&host, &host.fresh("serial"))?;
+    sleep(&vm, 1)?;
+    client.write_all(b"y")?;
+    thread::sleep(Duration::from_millis(500));
+    ensure!(vm.run_state()? == "suspended", "the guest is {}", vm.run_state()?);
+    vm.handover(Handover::CprTransfer)?;
+    vm.becomes("suspended")?;
+    vm.stands_still()?;
+    vm.ask("system_wakeup")?;
+    let status = woken(&vm, 1)?;
+    let found = found_at_port(&vm);
+    ensure!(status == WOKEN && found == [1, b'y'], "PM1_STS {status:#x}, {found:x?}");
+    Ok(())
 }

@@ -34,8 +34,11 @@ pub const SWEEPS: u64 = 0x28;
 /// Offset in an area: `u64`, what was found where something is wrong.
 pub const FOUND: u64 = 0x30;
 
-/// Offset in an area: `u32`, set from outside: 1 has a [`super::Work::Sleep`] guest sleep, 2 sleep without a waking vector.
+/// Offset in an area: `u32`, set from outside: 1 has a [`super::Work::Sleep`] guest sleep, 2 sleep without a waking vector, 3 set an
+/// alarm that wakes it before, 4 have a byte at its serial port wake it.
 pub const SLEEP: u64 = 0x48;
+/// Offset in an area: `u32`, the alarm: bytes of seconds, minutes and hours as the CMOS clock takes them.
+pub const ALARM: u64 = 0x4c;
 
 /// Offset in an area: `u32`s, what the debug registers must hold, by their number.
 pub const DEBUG_REGISTERS: u64 = 0x100;

@@ -40,6 +40,7 @@
 .set GENERATION, 0x40
 .set ARMED, 0x44
 .set SLEEP, 0x48
+.set ALARM, 0x4c
 .set PATTERN, 0x80
 .set WANTED, 0x400
 .set SEEN, 0x800

@@ -150,8 +150,9 @@ g_poweroff\mode:
     outw %ax, %dx
     jmp g_dead\mode
 
-# Sleeps (ACPI S3) when it is told to: 1, and goes on by its waking vector; 2, without one. Being woken is a tick, and what
-# woke it (PM1_STS) is what it found. The other vCPUs count.
+# Sleeps (ACPI S3) when it is told to: 1, and goes on by its waking vector; 2, without one; 3, until an alarm at the most; 4, until
+# a byte comes at the serial port, at the most. Being woken is a tick, and what woke it (PM1_STS, GPE0_STS) and a byte of the port's
+# is what it found. The other vCPUs count.
 g_sleep\mode:
     cmpl $0, INDEX(%edi)
     jne 3f
@@ -162,6 +163,22 @@ g_sleep\mode:
     outw %ax, %dx
     movzwl %ax, %eax
     movl %eax, FOUND(%edi)
+    movw $0x608, %dx
+    inb %dx, %al
+    outb %al, %dx
+    movb %al, FOUND + 4(%edi)
+    movw $0x3fd, %dx
+    inb %dx, %al
+    andb $1, %al
+    jz 4f
+    movw $0x3f8, %dx
+    inb %dx, %al
+4:  movb %al, FOUND + 5(%edi)
+    xorl %eax, %eax                     # no event is to wake it next time
+    movw $0x602, %dx
+    outw %ax, %dx
+    movw $0x60a, %dx
+    outb %al, %dx
     addl $1, TICKS(%edi)
     adcl $0, TICKS + 4(%edi)
 1:  COUNT_ONE
@@ -169,9 +186,35 @@ g_sleep\mode:
     testl %ecx, %ecx
     jz 1b
     movl $0, SLEEP(%edi)
-    xorl %eax, %eax
-    cmpl $1, %ecx
-    jne 2f
+    cmpl $3, %ecx
+    jne 5f
+    movb $0x0c, %al                     # what came before is not it
+    outb %al, $0x70
+    inb $0x71, %al
+    movb $1, %al
+    movb ALARM(%edi), %ah
+    outw %ax, $0x70
+    movb $3, %al
+    movb ALARM + 1(%edi), %ah
+    outw %ax, $0x70
+    movb $5, %al
+    movb ALARM + 2(%edi), %ah
+    outw %ax, $0x70
+    movw $0x220b, %ax                   # AIE, 24 hours
+    outw %ax, $0x70
+    movw $0x602, %dx
+    movw $(1 << 10), %ax
+    outw %ax, %dx
+5:  cmpl $4, %ecx
+    jne 6f
+    movb $1, %al
+    movw $0x608, %dx
+    outb %al, %dx
+    movw $0x60a, %dx
+    outb %al, %dx
+6:  xorl %eax, %eax
+    cmpl $2, %ecx
+    je 2f
     movl $(BASE + g_wake16 - cpr_guest_start), %eax
 2:  movl $WAKING_VECTOR, %ecx
     movl %eax, %gs:(%ecx)
