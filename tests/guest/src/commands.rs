@@ -7,7 +7,7 @@ use nix::time::ClockId;
 
 use crate::clocks::{monotonic, nanoseconds};
 use crate::setup::{self, Before};
-use crate::{Watch, agent, power};
+use crate::{Watch, agent, power, rtc};
 
 /// Longest command, in bytes.
 const LONGEST: usize = 256;
@@ -29,15 +29,29 @@ pub fn serve(watch: &Watch) -> Result<(), Box<dyn std::error::Error>> {
             watch.console.reply(&answer(watch, &command));
             match command.as_str() {
                 "POWEROFF" => power::off(),
-                "SLEEP" => {
-                    if let Err(error) = power::sleep() {
+                _ => {
+                    if let Some(until) = command.strip_prefix("SLEEP")
+                        && let Err(error) = sleep(until.trim())
+                    {
                         watch.console.reply(&format!("ERROR sleeping: {error}"));
                     }
                 }
-                _ => {}
             }
         }
     }
+}
+
+/// Sleeps until it is woken; or until the console has input; or for so many seconds, at the most.
+fn sleep(until: &str) -> std::io::Result<()> {
+    if let Ok(seconds) = until.parse() {
+        rtc::set_alarm(seconds)?;
+    }
+    if until == "TYPED" {
+        power::wake_by_serial_port("enabled")?;
+        power::sleep()?;
+        return power::wake_by_serial_port("disabled");
+    }
+    power::sleep()
 }
 
 fn answer(watch: &Watch, command: &str) -> String {
@@ -58,6 +72,10 @@ fn answer(watch: &Watch, command: &str) -> String {
         }
         ("PING", rest) => format!("PONG {rest}"),
         ("SLEEP", _) => "SLEEP".to_owned(),
+        ("RING", _) => match rtc::ring() {
+            Ok(count) => format!("RANG {count}"),
+            Err(error) => format!("ERROR setting an alarm: {error}"),
+        },
         ("AGENT", "LATE") => {
             agent::be_late();
             "AGENT LATE".to_owned()

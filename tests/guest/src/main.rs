@@ -5,7 +5,8 @@
 //! 2. A heartbeat on each CPU keeps the longest gap; all clocks are read on all CPUs and never step back.
 //! 3. Memory, FPU, SSE and AVX registers hold patterns that are verified without end; the entropy device is read.
 //! 4. The console takes commands, one a line: `STATUS?`, `GAP RESET`, `PING …`, `FINISH` (ends the load on
-//!    disks), `SLEEP`, `AGENT LATE` (its next suspension takes seconds more), `POWEROFF`.
+//!    disks), `SLEEP` (`SLEEP 20`: for 20 s at the most; `SLEEP TYPED`: until the serial port has input at the most), `RING` (an
+//!    alarm comes while it runs), `AGENT LATE` (its next suspension takes seconds more), `POWEROFF`.
 //! 5. The power button powers the guest off.
 //! 6. With `guest.root=vda`, that disk's own init takes over, and this program is a service of it ([`userland`]): the
 //!    network, the power button and the serial port are that userland's.
@@ -32,6 +33,7 @@ mod options;
 mod power;
 mod random;
 mod registers;
+mod rtc;
 mod setup;
 mod timer;
 mod userland;

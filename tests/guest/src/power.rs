@@ -44,6 +44,19 @@ pub fn sleep() -> std::io::Result<()> {
     fs::write("/sys/power/state", "mem")
 }
 
+/// Has input at the serial port wake the guest from now on (`enabled`), and the port stay as it is meanwhile, so that nothing of that
+/// is lost; or no more (`disabled`; the kernel's Documentation/ABI/testing/sysfs-devices-power).
+pub fn wake_by_serial_port(whether: &str) -> std::io::Result<()> {
+    let ports = fs::read_dir("/sys/bus/pnp/drivers/serial")?.flatten().map(|entry| entry.path());
+    for device in ports.chain(["/sys/class/tty/ttyS0".into()]) {
+        // The driver's folder has files besides.
+        if device.join("power").is_dir() {
+            fs::write(device.join("power/wakeup"), whether)?;
+        }
+    }
+    Ok(())
+}
+
 /// As any init does. Linux 6.1.192 breaks virtio devices when it goes down, and its driver looks for ever for what a broken one
 /// has sent, if packets still come.
 fn networks_down() {

@@ -109,6 +109,10 @@ impl Machine for Alone {
         bail!("sleep needs a host in the scenario")
     }
 
+    fn wakes(&mut self) -> Result<()> {
+        bail!("sleep needs a host in the scenario")
+    }
+
     fn is_paused(&self) -> Result<bool> {
         Ok(false)
     }

@@ -92,6 +92,11 @@ impl Console {
         self.reply(ANSWER_WITHIN).with_context(|| format!("the guest did not answer {command:?}"))
     }
 
+    /// Sends an empty line.
+    pub fn press_return(&self) -> Result<()> {
+        lock(&self.shared).send("")
+    }
+
     /// Waits for the next answer.
     pub fn reply(&self, within: Duration) -> Result<String> {
         self.replies.recv_timeout(within).map_err(|error| match error {

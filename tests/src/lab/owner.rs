@@ -486,6 +486,11 @@ impl Machine for Owner {
         Ok(())
     }
 
+    fn wakes(&mut self) -> Result<()> {
+        let awake = || Ok((status(self.name)?["run-state"] == "running").then_some(()));
+        until("the guest to be woken", awake)
+    }
+
     fn is_paused(&self) -> Result<bool> {
         Ok(status(self.name)?["run-state"] == "paused")
     }

@@ -5,7 +5,7 @@ use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use guest_init::status::Status;
 use serde::{Deserialize, Serialize};
 use vmm_core::cpr::report::PhaseTime;
@@ -113,6 +113,8 @@ pub trait Machine {
     fn sleeps(&mut self) -> Result<()>;
     /// Wakes a guest that sleeps.
     fn wake(&mut self) -> Result<()>;
+    /// Waits until a guest that slept was woken by something else.
+    fn wakes(&mut self) -> Result<()>;
     /// Whether the machine says that its guest is paused.
     fn is_paused(&self) -> Result<bool>;
     /// Waits for the machine to end in order; fails if it ends otherwise.
@@ -299,7 +301,16 @@ impl Run<'_> {
 
     fn begin(&mut self, step: Step) -> Result<Begun> {
         let disconnects = self.disconnects();
-        if matches!(step, Step::RollBack | Step::Orphan | Step::Refused(_) | Step::Kexec | Step::Sleep(_)) {
+        if matches!(
+            step,
+            Step::RollBack
+                | Step::Orphan
+                | Step::Refused(_)
+                | Step::Kexec
+                | Step::Sleep(_)
+                | Step::Alarm(_)
+                | Step::Typed
+        ) {
             self.messages_before.get_or_insert(self.console.kernel_messages().len());
         }
         self.console.command("GAP RESET")?;
@@ -337,6 +348,18 @@ impl Run<'_> {
             Step::Sleep(time) => {
                 let since = Instant::now();
                 self.sleep(time)?;
+                paused = since.elapsed();
+                None
+            }
+            Step::Alarm(time) => {
+                let since = Instant::now();
+                let handed_over = self.alarm(time)?;
+                paused = since.elapsed();
+                Some(handed_over)
+            }
+            Step::Typed => {
+                let since = Instant::now();
+                self.typed()?;
                 paused = since.elapsed();
                 None
             }
@@ -490,6 +513,65 @@ impl Run<'_> {
         self.machine.wake()?;
         self.console.start_pinging();
         thread::sleep(SETTLE);
+        Ok(())
+    }
+
+    fn alarm(&mut self, time: Duration) -> Result<HandOver> {
+        let rang = self.console.command("RING")?;
+        ensure!(rang == "RANG 1", "an alarm was set while the guest ran: {rang}");
+        self.console.finish_pinging()?;
+        let since = Instant::now();
+        self.console.command(&format!("SLEEP {}", time.as_secs()))?;
+        self.machine.sleeps()?;
+        let done = self.machine.hand_over(Mode::Reboot)?;
+        self.machine.wakes()?;
+        // The guest counts from the beginning of a second.
+        let slept = since.elapsed() + Duration::from_secs(1);
+        ensure!(
+            slept >= time,
+            "the guest was woken after {slept:?}, and its alarm was to come after {time:?}"
+        );
+        self.speaks()?;
+        self.console.start_pinging();
+        Ok(done)
+    }
+
+    fn typed(&mut self) -> Result<()> {
+        self.console.finish_pinging()?;
+        self.console.command("SLEEP")?;
+        self.machine.sleeps()?;
+        self.console.press_return()?;
+        thread::sleep(SETTLE);
+        self.machine.sleeps().context("a guest that is not to be woken by its serial port")?;
+        self.machine.wake()?;
+        // Should Linux have kept what came, it is no command.
+        let _ = self.console.reply(SETTLE);
+        self.speaks()?;
+        self.console.command("SLEEP TYPED")?;
+        self.machine.sleeps()?;
+        thread::sleep(SETTLE);
+        self.machine.sleeps().context("a guest at whose serial port nothing came")?;
+        // All of it is read, its first byte, too: without that it is no command.
+        let answer = self.console.command("GAP RESET")?;
+        ensure!(answer == "GAP RESET", "what was typed to wake the guest was not read whole: {answer}");
+        self.machine.wakes()?;
+        self.console.start_pinging();
+        thread::sleep(SETTLE);
+        Ok(())
+    }
+
+    /// Waits until a guest that was woken has started its serial port anew, which Linux empties then.
+    fn speaks(&self) -> Result<()> {
+        // What it had said before may come yet.
+        thread::sleep(SETTLE);
+        let (lines, deadline) = (self.console.stats().lines, Instant::now() + SHOWS_WITHIN);
+        while self.console.stats().lines == lines {
+            ensure!(
+                Instant::now() < deadline,
+                "the guest was woken, and says nothing within {SHOWS_WITHIN:?}"
+            );
+            thread::sleep(SETTLE / 10);
+        }
         Ok(())
     }
 

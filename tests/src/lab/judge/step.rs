@@ -144,5 +144,5 @@ fn stands(step: &StepReport) -> f64 {
 }
 
 fn is_reboot(step: &StepReport) -> bool {
-    step.step.ends_with(&Mode::Reboot.to_string()) || step.step == Step::Kexec.to_string()
+    step.step.parse().is_ok_and(Step::reboots)
 }

@@ -234,11 +234,10 @@ impl Scenario {
                 path.display()
             );
         }
-        let reboots = |step: Step| matches!(step, Step::HandOver(Mode::Reboot) | Step::Paused(Mode::Reboot));
         ensure!(
             self.assigned().is_empty()
                 || self.guest.agent
-                || !self.steps.iter().flat_map(|step| step.expand()).any(reboots),
+                || !self.steps.iter().flat_map(|step| step.expand()).any(Step::reboots),
             "{}: an assigned device does not outlive a reboot: give the guest an agent, or live COUNT, not mixed COUNT or reboot",
             path.display()
         );

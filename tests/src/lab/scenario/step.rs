@@ -63,11 +63,24 @@ pub enum Step {
     Balloon(u64),
     /// It sleeps, by itself, and is woken after so long: `sleep SECONDS`.
     Sleep(Duration),
+    /// An alarm comes while it runs; then it sleeps, is saved and loaded, and is woken by the next one, so long after it set that:
+    /// `alarm SECONDS`.
+    Alarm(Duration),
+    /// It sleeps, and what comes at its serial port leaves it asleep; then, that it is woken by that, and reads it: `typed`.
+    Typed,
     /// It powers itself off: `poweroff`.
     PowerOff,
 }
 
 impl Step {
+    /// Whether the guest is saved in it, and loaded, so that what it is connected to is made anew.
+    pub fn reboots(self) -> bool {
+        matches!(
+            self,
+            Self::HandOver(Mode::Reboot) | Self::Paused(Mode::Reboot) | Self::Alarm(_) | Self::Kexec
+        )
+    }
+
     /// The single steps that a step stands for.
     pub fn expand(self) -> Vec<Self> {
         // Fixed orders in which each mode follows each, itself too, within the first ten, and within the first five.
@@ -88,6 +101,8 @@ impl fmt::Display for Step {
             Self::Run(time) => write!(f, "run {}", time.as_secs()),
             Self::HandOver(mode) => mode.fmt(f),
             Self::Sleep(time) => write!(f, "sleep {}", time.as_secs()),
+            Self::Alarm(time) => write!(f, "alarm {}", time.as_secs()),
+            Self::Typed => f.write_str("typed"),
             Self::Paused(mode) => write!(f, "paused {mode}"),
             Self::Mixed(count) => write!(f, "mixed {count}"),
             Self::Live(count) => write!(f, "live {count}"),
@@ -113,6 +128,8 @@ impl FromStr for Step {
         let step = match (word, argument) {
             ("run", seconds) => number(seconds).map(|seconds| Self::Run(Duration::from_secs(seconds))),
             ("sleep", seconds) => number(seconds).map(|seconds| Self::Sleep(Duration::from_secs(seconds))),
+            ("alarm", seconds) => number(seconds).map(|seconds| Self::Alarm(Duration::from_secs(seconds))),
+            ("typed", None) => Some(Self::Typed),
             ("mixed", count) => number(count).map(|count| Self::Mixed(count as u32)),
             ("live", count) => number(count).map(|count| Self::Live(count as u32)),
             ("paused", Some(argument)) => mode(argument).map(Self::Paused),
@@ -128,7 +145,7 @@ impl FromStr for Step {
             _ => None,
         };
         step.ok_or_else(|| {
-            format!("'{text}' is no step: expected run SECONDS, sleep SECONDS, MODE, paused MODE, mixed COUNT, live COUNT, balloon MIB, rollback, wanted, orphan, kexec, failed, refused TROUBLE or poweroff")
+            format!("'{text}' is no step: expected run SECONDS, sleep SECONDS, alarm SECONDS, typed, MODE, paused MODE, mixed COUNT, live COUNT, balloon MIB, rollback, wanted, orphan, kexec, failed, refused TROUBLE or poweroff")
         })
     }
 }
@@ -154,6 +171,8 @@ mod tests {
         for text in [
             "run 10",
             "sleep 3",
+            "alarm 20",
+            "typed",
             "transfer",
             "exec",
             "reboot",
