@@ -195,7 +195,7 @@ mod tests {
     fn only_a_dax_device_may_be_said_to_be_persistent_memory() {
         let mut config = MachineConfig::from_toml(TEXT).unwrap();
         assert!(config.set("memory.pmem=on").is_err());
-        let dax = |pmem| Backing::Dax { path: "/dev/dax0.0".into(), pmem };
+        let dax = |pmem| Backing::Dax { path: "/dev/dax0.0".into(), offset: None, pmem };
         config.memory.backing = dax(false);
         assert!(!config.to_toml().unwrap().contains("pmem"));
         config.set("memory.pmem=on").unwrap();

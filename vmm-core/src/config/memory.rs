@@ -40,6 +40,9 @@ pub enum Backing {
     Dax {
         /// `/dev/daxX.Y`.
         path: PathBuf,
+        /// Where the RAM begins in it, a multiple of its alignment; others may have the rest. Without, all of it is this guest's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        offset: Option<ByteSize>,
         /// Whether it is persistent memory, whose contents outlive a reset of the host, too.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pmem: bool,
@@ -75,6 +78,14 @@ impl Backing {
             Self::Memfd | Self::Hugetlb { .. } => None,
         }
     }
+
+    /// Where the RAM begins in a DAX device that others may have the rest of.
+    pub fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Dax { offset, .. } => offset.map(|offset| offset.0),
+            Self::Memfd | Self::Hugetlb { .. } | Self::File { .. } => None,
+        }
+    }
 }
 
 /// A switch as QEMU has it.
@@ -87,7 +98,7 @@ pub(super) fn on_or_off(value: &str) -> Option<bool> {
 }
 
 impl MemoryConfig {
-    /// Checks the size against what the backing can be made of.
+    /// Checks size and offset against what the backing can be made of.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let page = match &self.backing {
             Backing::Hugetlb { page_size } => page_size.bytes(),
@@ -101,21 +112,34 @@ impl MemoryConfig {
                 expected: format!("1M to 16T, a multiple of {}", ByteSize(page)),
             });
         }
-        Ok(())
+        // The device's alignment, which may be more, is found when it is opened.
+        match self.backing {
+            Backing::Dax { offset: Some(offset), .. }
+                if offset.0 > 1 << 44 || !offset.0.is_multiple_of(4096) =>
+            {
+                Err(ConfigError::Value {
+                    key: "memory.backing.offset".into(),
+                    value: offset.to_string(),
+                    expected: "0 to 16T, a multiple of the device's alignment".into(),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 impl FromStr for MemoryConfig {
     type Err = ConfigError;
 
-    /// Reads `size=…[,backing=memfd|hugetlb|file|dax][,page-size=2M|1G][,path=…][,pmem=on|off]`. A path may not hold a comma.
+    /// Reads `size=…[,backing=memfd|hugetlb|file|dax][,page-size=2M|1G][,path=…][,offset=…][,pmem=on|off]`. A path may not hold a comma.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refused = |expected: &str| ConfigError::Value {
             key: "memory".into(),
             value: text.into(),
             expected: expected.into(),
         };
-        let (mut size, mut backing, mut page_size, mut path, mut pmem) = (None, "memfd", None, None, None);
+        let (mut size, mut backing, mut page_size, mut path) = (None, "memfd", None, None);
+        let (mut offset, mut pmem) = (None, None);
         for part in text.split(',') {
             let (key, value) = part.split_once('=').ok_or_else(|| refused("KEY=VALUE[,KEY=VALUE…]"))?;
             match key {
@@ -128,21 +152,24 @@ impl FromStr for MemoryConfig {
                         _ => return Err(refused("page-size=2M or page-size=1G")),
                     });
                 }
+                "offset" => offset = Some(value.parse()?),
                 "path" => path = Some(PathBuf::from(value)),
                 "pmem" => pmem = Some(on_or_off(value).ok_or_else(|| refused("pmem=on or pmem=off"))?),
-                _ => return Err(refused("the keys size, backing, page-size, path and pmem")),
+                _ => return Err(refused("the keys size, backing, page-size, path, offset and pmem")),
             }
         }
-        let backing = match (backing, page_size, path, pmem) {
-            ("memfd", None, None, None) => Backing::Memfd,
-            ("hugetlb", page_size, None, None) => {
+        let backing = match (backing, page_size, path, offset, pmem) {
+            ("memfd", None, None, None, None) => Backing::Memfd,
+            ("hugetlb", page_size, None, None, None) => {
                 Backing::Hugetlb { page_size: page_size.unwrap_or(HugePageSize::Size2M) }
             }
-            ("file", None, Some(path), None) => Backing::File { path },
-            ("dax", None, Some(path), pmem) => Backing::Dax { path, pmem: pmem.unwrap_or(false) },
+            ("file", None, Some(path), None, None) => Backing::File { path },
+            ("dax", None, Some(path), offset, pmem) => {
+                Backing::Dax { path, offset, pmem: pmem.unwrap_or(false) }
+            }
             _ => {
                 return Err(refused(
-                    "backing=memfd, backing=hugetlb[,page-size=…], backing=file,path=… or backing=dax,path=…[,pmem=on]",
+                    "backing=memfd, backing=hugetlb[,page-size=…], backing=file,path=… or backing=dax,path=…[,offset=…][,pmem=on]",
                 ));
             }
         };
@@ -160,7 +187,10 @@ mod tests {
         assert_eq!(memory.size, ByteSize(64 << 20));
         assert_eq!(memory.backing, Backing::File { path: "/dev/shm/a".into() });
         let memory: MemoryConfig = "size=64M,backing=dax,path=/dev/dax0.0,pmem=on".parse().unwrap();
-        assert_eq!(memory.backing, Backing::Dax { path: "/dev/dax0.0".into(), pmem: true });
+        assert_eq!(memory.backing, Backing::Dax { path: "/dev/dax0.0".into(), offset: None, pmem: true });
+        let memory: MemoryConfig = "size=64M,backing=dax,path=/dev/dax0.0,offset=0".parse().unwrap();
+        let backing = Backing::Dax { path: "/dev/dax0.0".into(), offset: Some(ByteSize(0)), pmem: false };
+        assert_eq!(memory.backing, backing);
     }
 
     #[test]
@@ -172,6 +202,7 @@ mod tests {
             "size=1G,path=/x",
             "1G",
             "size=1G,pmem=on",
+            "size=1G,backing=file,path=/x,offset=2M",
         ] {
             assert!(text.parse::<MemoryConfig>().is_err(), "{text}");
         }
@@ -181,5 +212,14 @@ mod tests {
     fn a_size_that_is_no_multiple_of_the_page_is_refused() {
         let memory: MemoryConfig = "size=3M,backing=hugetlb".parse().unwrap();
         assert!(memory.validate().unwrap_err().to_string().contains("2M"));
+    }
+
+    #[test]
+    fn an_offset_that_no_device_can_have_is_refused() {
+        for (offset, valid) in [("2M", true), ("6G", true), ("1000", false), ("17T", false)] {
+            let text = format!("size=2M,backing=dax,path=/x,offset={offset}");
+            let memory: MemoryConfig = text.parse().unwrap();
+            assert_eq!(memory.validate().is_ok(), valid, "{offset}");
+        }
     }
 }

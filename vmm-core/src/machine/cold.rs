@@ -12,7 +12,7 @@ use super::{Loaded, Machine, MachineError};
 use crate::config::MachineConfig;
 use crate::cpr::fds::FdTable;
 use crate::cpr::liveupdate;
-use crate::cpr::reboot::stamp;
+use crate::cpr::reboot::parts;
 use crate::memory::{self, RamBlock};
 use crate::x86::boot;
 
@@ -36,6 +36,8 @@ pub enum Waiting {
     Kept,
     /// In that RAM it is lost.
     Discarded,
+    /// It waits on, if there is one: the RAM was this guest's up to now, which is booted again.
+    Elsewhere,
 }
 
 impl Machine {
@@ -50,8 +52,7 @@ impl Machine {
         mut kept: FdTable,
         events: EventSink,
     ) -> Result<Loaded, MachineError> {
-        // The guest that was in this RAM is the one that is booted again.
-        Self::boot_on(config, &mut Source::Restarted(&mut kept), Waiting::Discarded, events)
+        Self::boot_on(config, &mut Source::Restarted(&mut kept), Waiting::Elsewhere, events)
     }
 
     fn boot_on(
@@ -67,9 +68,7 @@ impl Machine {
         }
         let backends = Backends::make(&config, source)?;
         let ram = RamBlock::create(memory::RAM, &config.memory)?;
-        if let (Some(location), Waiting::Kept) = (ram.stamp_location(), waiting) {
-            stamp::refuse_lost(&location)?;
-        }
+        parts::make_room(&ram, waiting)?;
         ram.clear_stamp()?;
         let mut blocks = vec![ram];
         if let Some(firmware) = &config.boot.firmware {

@@ -75,14 +75,16 @@ impl Incoming {
             let block: RamBlockState = state.take(index)?;
             blocks.push(match &mut source {
                 Source::Kept(fds) => {
-                    RamBlock::adopt(&block.name, fds.take(&FdName::new(&block.name, 0))?, &block)?
+                    let fd = fds.take(&FdName::new(&block.name, 0))?;
+                    RamBlock::adopt(&block.name, fd, &config.memory, &block)?
                 }
                 Source::Reopened(SavedRam::Preserved(kept)) => {
                     if let Some(rom) = RamBlock::rom_of(&config.memory, &block)? {
                         rom
                     } else {
                         let missing = || FdError::Missing(FdName::new(&block.name, 0));
-                        RamBlock::adopt(&block.name, kept.next().ok_or_else(missing)?, &block)?
+                        let fd = kept.next().ok_or_else(missing)?;
+                        RamBlock::adopt(&block.name, fd, &config.memory, &block)?
                     }
                 }
                 Source::Reopened(SavedRam::Copied) => {

@@ -3,14 +3,16 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::check::{self, is_in_memory, page_size_of};
+use super::dax;
+use super::lock::{self, Extent};
 use super::open::{self, PAGE_SIZE, RAM_SEALS};
-use super::{MemoryError, RamBlockState, RamFate, RamKind, StampLocation, lock};
+use super::{MemoryError, RamBlockState, RamFate, RamKind, StampLocation};
 use crate::config::{Backing, ByteSize, MemoryConfig};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
@@ -34,8 +36,33 @@ pub struct RamBlock {
     pub(super) page_size: u64,
     pub(super) seals: u32,
     pub(super) path: Option<PathBuf>,
-    /// Where the stamp lies in the backing, if there is one.
+    pub(super) place: Place,
+}
+
+/// Where a block is in its backing.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// Where the RAM begins.
+    pub(super) ram: u64,
+    /// Where its stamp lies, if there is one.
     pub(super) stamp: Option<u64>,
+    /// What of the backing is locked, if it has a path.
+    pub(super) extent: Extent,
+    /// Where the last unit of a DAX device is.
+    pub(super) last: Option<u64>,
+}
+
+impl Place {
+    /// All of the backing, with a stamp there.
+    pub(super) fn all(stamp: Option<u64>) -> Self {
+        Self { ram: 0, stamp, extent: Extent::All, last: None }
+    }
+}
+
+impl From<dax::Place> for Place {
+    fn from(dax::Place { ram, stamp, extent, last }: dax::Place) -> Self {
+        Self { ram, stamp: Some(stamp), extent, last: Some(last) }
+    }
 }
 
 impl RamBlock {
@@ -68,13 +95,18 @@ impl RamBlock {
             page_size: PAGE_SIZE,
             seals: RAM_SEALS.bits() as u32,
             path: None,
-            stamp: None,
+            place: Place::all(None),
         })
     }
 
-    /// Takes over a received descriptor after checking that it is what `state` says.
-    pub fn adopt(name: &str, fd: OwnedFd, state: &RamBlockState) -> Result<Self, FdError> {
-        check::adopt(name, fd, state)
+    /// Takes over a received descriptor after checking that it is what `state` says, and has it where the configuration says.
+    pub fn adopt(
+        name: &str,
+        fd: OwnedFd,
+        config: &MemoryConfig,
+        state: &RamBlockState,
+    ) -> Result<Self, FdError> {
+        check::adopt(name, fd, config.backing.offset(), state)
     }
 
     /// Opens again what outlived its process (`cpr-reboot`): the path is the configuration's, the rest must be as
@@ -169,28 +201,23 @@ impl RamBlock {
             page_size,
             seals: RAM_SEALS.bits() as u32,
             path: None,
-            stamp: None,
+            place: Place::all(None),
         })
     }
 
     fn open(name: &str, config: &MemoryConfig, create: bool) -> Result<Self, MemoryError> {
         let size = config.size.0;
         let path = config.backing.path().cloned().unwrap_or_default();
-        let (file, kind, page_size, stamp) = if let Backing::Dax { .. } = config.backing {
-            let (file, geometry) = open::dax(name, &path, size)?;
-            (
-                file,
-                RamKind::Dax,
-                geometry.align,
-                geometry.size / geometry.align * geometry.align - geometry.align,
-            )
+        let (file, kind, page_size, place) = if let Backing::Dax { .. } = config.backing {
+            let (file, align, place) = open::dax(name, &path, size, config.backing.offset())?;
+            (file, RamKind::Dax, align, place.into())
         } else {
             let file = open::file(name, &path, create)?;
             let page_size = page_size_of(&file).map_err(MemoryError::io(
                 name,
                 format!("looking at the file system of {}", path.display()),
             ))?;
-            (file, RamKind::File, page_size, size)
+            (file, RamKind::File, page_size, Place::all(Some(size)))
         };
         let block = Self {
             name: name.into(),
@@ -200,7 +227,7 @@ impl RamBlock {
             page_size,
             seals: 0,
             path: Some(path),
-            stamp: Some(stamp),
+            place,
         };
         // The lock first: a file in use must not be touched.
         block.acquire_lock()?;
@@ -268,6 +295,27 @@ impl RamBlock {
         self.kind
     }
 
+    /// Where it begins in its backing.
+    pub fn offset(&self) -> u64 {
+        self.place.ram
+    }
+
+    /// What of its backing is this block's, the stamp included.
+    pub fn extent(&self) -> &Extent {
+        &self.place.extent
+    }
+
+    /// The last unit of the DAX device that it is in, if it is: where the stamp is of a guest that has all of it, or who has which
+    /// part.
+    pub fn last_unit(&self) -> Option<StampLocation> {
+        self.place.last.map(|offset| self.location(offset))
+    }
+
+    /// Where it was opened, if it has a path.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     /// The backing.
     pub fn file(&self) -> &Arc<File> {
         &self.file
@@ -298,25 +346,35 @@ impl RamBlock {
 
     /// Where the stamp goes; none where the RAM dies with its last descriptor.
     pub fn stamp_location(&self) -> Option<StampLocation> {
-        self.stamp.map(|offset| StampLocation {
-            file: self.file.clone(),
-            offset,
-            granularity: self.page_size,
-        })
+        self.place.stamp.map(|offset| self.location(offset))
     }
 
-    /// Locks the backing for this guest, if it has a path. Duplicates of the descriptor share the lock.
+    fn location(&self, offset: u64) -> StampLocation {
+        StampLocation { file: self.file.clone(), offset, granularity: self.page_size }
+    }
+
+    /// Locks what of the backing is this guest's, if it has a path. Duplicates of the descriptor share the lock.
     pub fn acquire_lock(&self) -> Result<(), MemoryError> {
         let Some(path) = &self.path else { return Ok(()) };
-        let held = lock::acquire(&self.file)
-            .map_err(MemoryError::io(&self.name, format!("locking {}", path.display())))?;
-        if held { Ok(()) } else { Err(MemoryError::InUse { block: self.name.clone(), path: path.clone() }) }
+        let failed = || MemoryError::io(&self.name, format!("locking {}", path.display()));
+        let extent = &self.place.extent;
+        if lock::acquire(&self.file, extent).map_err(failed())? {
+            return Ok(());
+        }
+        // It may have been let go of meanwhile.
+        let holder = lock::held(&self.file, extent).map_err(failed())?;
+        Err(MemoryError::InUse {
+            block: self.name.clone(),
+            path: path.clone(),
+            wanted: extent.clone(),
+            held: holder.unwrap_or_else(|| extent.clone()),
+        })
     }
 
     /// Lets another process boot or load on the backing (`cpr-reboot`, after the state is on disk).
     pub fn release_lock(&self) -> Result<(), MemoryError> {
         let Some(path) = &self.path else { return Ok(()) };
-        lock::release(&self.file)
+        lock::release(&self.file, &self.place.extent)
             .map_err(MemoryError::io(&self.name, format!("unlocking {}", path.display())))
     }
 
@@ -376,6 +434,27 @@ impl RamBlock {
                 path.display()
             ),
         ))
+    }
+}
+
+#[cfg(test)]
+impl RamBlock {
+    /// RAM in a file that stands in for a DAX device with units of 2 MiB: what is not to be had by opening one.
+    pub(crate) fn in_stand_in(path: &Path, size: u64, offset: Option<u64>) -> Result<Self, MemoryError> {
+        let file = open::file(RAM, path, false)?;
+        let align = 2 << 20;
+        let place = dax::Geometry { size: file.metadata().unwrap().len(), align }.place(size, offset);
+        let block = Self {
+            name: RAM.into(),
+            file: Arc::new(file),
+            kind: RamKind::Dax,
+            size,
+            page_size: align,
+            seals: 0,
+            path: Some(path.into()),
+            place: place.unwrap().into(),
+        };
+        block.acquire_lock().map(|()| block)
     }
 }
 

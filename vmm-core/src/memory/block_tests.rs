@@ -36,8 +36,12 @@ fn travelled(block: &RamBlock) -> (OwnedFd, RamBlockState) {
     (block.file().as_fd().try_clone_to_owned().unwrap(), block.state(Mode::CprTransfer).unwrap())
 }
 
+fn adopted(fd: impl Into<OwnedFd>, state: &RamBlockState) -> Result<RamBlock, FdError> {
+    RamBlock::adopt(RAM, fd.into(), &config(state.size, Backing::Memfd), state)
+}
+
 fn refusal(fd: impl Into<OwnedFd>, state: &RamBlockState) -> String {
-    RamBlock::adopt(RAM, fd.into(), state).unwrap_err().to_string()
+    adopted(fd, state).unwrap_err().to_string()
 }
 
 fn sealed(size: u64, seals: SealFlag) -> File {
@@ -69,7 +73,7 @@ fn a_memfd_is_adopted_with_its_contents() {
     block.file().write_all_at(b"kept", 4096).unwrap();
     let (fd, state) = travelled(&block);
     drop(block);
-    let adopted = RamBlock::adopt(RAM, fd, &state).unwrap();
+    let adopted = adopted(fd, &state).unwrap();
     let guest = GuestRam::map(&adopted, &[(GuestAddress(0), 0, MIB)]).unwrap();
     let mut seen = [0; 4];
     guest.memory().read_slice(&mut seen, GuestAddress(4096)).unwrap();
@@ -197,7 +201,7 @@ fn the_lock_goes_with_the_descriptor() {
     let block = RamBlock::create(RAM, &config).unwrap();
     let (fd, state) = travelled(&block);
     drop(block);
-    let adopted = RamBlock::adopt(RAM, fd, &state).unwrap();
+    let adopted = adopted(fd, &state).unwrap();
     assert!(matches!(RamBlock::create(RAM, &config), Err(MemoryError::InUse { .. })));
     // Another descriptor of the same file does not carry the lock.
     let other = OpenOptions::new().read(true).write(true).open(dir.path().join("ram")).unwrap();
@@ -215,8 +219,11 @@ fn a_file_of_another_size_or_kind_is_refused_and_left_as_it_was() {
     assert_eq!(fs::read(&path).unwrap(), [7; 5000]);
     assert!(RamBlock::create(RAM, &file_config(Path::new("/dev/null"))).is_err());
     assert!(
-        RamBlock::create(RAM, &config(2 * MIB, Backing::Dax { path: "/dev/null".into(), pmem: false }))
-            .is_err()
+        RamBlock::create(
+            RAM,
+            &config(2 * MIB, Backing::Dax { path: "/dev/null".into(), offset: None, pmem: false })
+        )
+        .is_err()
     );
 }
 
@@ -260,7 +267,7 @@ fn only_ram_without_a_path_blocks_a_reboot() {
         page_size: 2 * MIB,
         seals: 0,
         path: Some("/dev/null".into()),
-        stamp: Some(2 * MIB),
+        place: Place::all(Some(2 * MIB)),
     };
     assert_eq!(device.outlives_kexec(), None);
     let blocker = file.outlives_kexec().unwrap().to_string();

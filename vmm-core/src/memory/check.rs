@@ -8,24 +8,31 @@ use std::sync::Arc;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 
+use super::block::Place;
+use super::lock::{self, Extent};
 use super::open::{PAGE_SIZE, RAM_SEALS};
-use super::{RamBlock, RamBlockState, RamKind, dax, lock};
+use super::{RamBlock, RamBlockState, RamKind, dax};
 use crate::config::{ByteSize, HugePageSize};
 use crate::cpr::fds::{FdError, FdName};
 
 /// No guest has more RAM; a larger number would overflow what is computed from it.
 const MAX_SIZE: u64 = 1 << 44;
 
-pub(super) fn adopt(name: &str, fd: OwnedFd, state: &RamBlockState) -> Result<RamBlock, FdError> {
+pub(super) fn adopt(
+    name: &str,
+    fd: OwnedFd,
+    offset: Option<u64>,
+    state: &RamBlockState,
+) -> Result<RamBlock, FdError> {
     let file = Arc::new(File::from(fd));
     let check = Check { name: FdName::new(name, 0), file: &file, state };
     check.claim(name)?;
     check.writable()?;
-    let stamp = match state.kind {
-        RamKind::Memfd | RamKind::Rom => check.memfd(PAGE_SIZE).map(|()| None)?,
-        RamKind::Hugetlb => check.memfd(state.page_size).map(|()| None)?,
-        RamKind::File => Some(check.file()?),
-        RamKind::Dax => Some(check.dax()?),
+    let place = match state.kind {
+        RamKind::Memfd | RamKind::Rom => check.memfd(PAGE_SIZE).map(|()| Place::all(None))?,
+        RamKind::Hugetlb => check.memfd(state.page_size).map(|()| Place::all(None))?,
+        RamKind::File => check.file()?,
+        RamKind::Dax => check.dax(offset)?,
     };
     Ok(RamBlock {
         name: name.into(),
@@ -35,7 +42,7 @@ pub(super) fn adopt(name: &str, fd: OwnedFd, state: &RamBlockState) -> Result<Ra
         page_size: state.page_size,
         seals: state.seals,
         path: state.path.clone(),
-        stamp,
+        place,
     })
 }
 
@@ -129,7 +136,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn file(&self) -> Result<u64, FdError> {
+    fn file(&self) -> Result<Place, FdError> {
         self.regular()?;
         let page_size = page_size_of(self.file).map_err(self.io("looking at its file system"))?;
         if page_size != self.state.page_size {
@@ -139,26 +146,24 @@ impl Check<'_> {
             ));
         }
         self.length(self.state.size + page_size)?;
-        self.locked()?;
-        Ok(self.state.size)
+        self.locked(&Extent::All)?;
+        Ok(Place::all(Some(self.state.size)))
     }
 
-    fn dax(&self) -> Result<u64, FdError> {
+    fn dax(&self, offset: Option<u64>) -> Result<Place, FdError> {
         let geometry = dax::geometry(self.file)
             .map_err(self.io("reading the size of the DAX device"))?
             .ok_or_else(|| self.wrong("no DAX device", "a DAX device"))?;
-        if geometry.align != self.state.page_size || self.state.size + geometry.align > geometry.size {
+        if geometry.align != self.state.page_size {
             return Err(self.wrong(
-                format!("{} in units of {}", ByteSize(geometry.size), ByteSize(geometry.align)),
-                format!(
-                    "room for {} of RAM in units of {}, and one for the stamp",
-                    ByteSize(self.state.size),
-                    ByteSize(self.state.page_size)
-                ),
+                format!("in units of {}", ByteSize(geometry.align)),
+                ByteSize(self.state.page_size).to_string(),
             ));
         }
-        self.locked()?;
-        Ok((geometry.size / geometry.align - 1) * geometry.align)
+        let place = geometry.place(self.state.size, offset);
+        let place = place.map_err(|(found, expected)| self.wrong(found, expected))?;
+        self.locked(&place.extent)?;
+        Ok(place.into())
     }
 
     fn regular(&self) -> Result<(), FdError> {
@@ -175,8 +180,8 @@ impl Check<'_> {
     }
 
     /// The lock came with the descriptor; where it did not, somebody else may be on this RAM.
-    fn locked(&self) -> Result<(), FdError> {
-        if lock::acquire(self.file).map_err(self.io("locking it"))? {
+    fn locked(&self, extent: &Extent) -> Result<(), FdError> {
+        if lock::acquire(self.file, extent).map_err(self.io("locking it"))? {
             return Ok(());
         }
         Err(self.wrong("locked by another guest", "RAM that comes with its lock"))

@@ -1,4 +1,4 @@
-//! The size and alignment of a device-DAX device. `fstat` does not know them; sysfs does.
+//! The size and alignment of a device-DAX device, and where RAM goes in it. `fstat` does not know them; sysfs does.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,6 +7,9 @@ use std::path::Path;
 
 use nix::sys::stat::{major, minor};
 
+use super::lock::Extent;
+use crate::config::ByteSize;
+
 /// What a DAX device can be mapped as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Geometry {
@@ -14,6 +17,50 @@ pub(super) struct Geometry {
     pub(super) size: u64,
     /// What every address, offset and length of a mapping is a multiple of.
     pub(super) align: u64,
+}
+
+/// Where a guest's RAM is in a device.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Where the RAM begins.
+    pub(super) ram: u64,
+    /// Where its stamp is.
+    pub(super) stamp: u64,
+    /// What of the device is the guest's.
+    pub(super) extent: Extent,
+    /// Where the device's last whole unit is.
+    pub(super) last: u64,
+}
+
+impl Geometry {
+    /// Where so much RAM goes: at an offset, with its stamp in the unit behind it; without one all of the device is the guest's, whose
+    /// stamp is in the last unit. An error is what was found, and what was expected.
+    pub(super) fn place(self, size: u64, offset: Option<u64>) -> Result<Place, (String, String)> {
+        let Self { size: all, align } = self;
+        let last = (all / align).saturating_sub(1) * align;
+        let ram = offset.unwrap_or(0);
+        let whole = ram.is_multiple_of(align) && size.is_multiple_of(align);
+        let end = ram.checked_add(size).filter(|end| whole && *end <= last);
+        let place = match offset {
+            None => end.map(|_| Place { ram, stamp: last, extent: Extent::All, last }),
+            Some(_) => end
+                .and_then(|stamp| stamp.checked_add(align))
+                .filter(|end| *end <= last)
+                .map(|end| Place { ram, stamp: end - align, extent: Extent::Part(ram..end), last }),
+        };
+        place.ok_or_else(|| {
+            let (found, size) = (format!("{} in units of {}", ByteSize(all), ByteSize(align)), ByteSize(size));
+            let expected = match offset {
+                None => format!("room for {size} of RAM in whole units, and one unit for the stamp"),
+                Some(offset) => format!(
+                    "room from {} on for {size} of RAM in whole units, one unit for its stamp, and the last one, at {}, for who has what",
+                    ByteSize(offset),
+                    ByteSize(last)
+                ),
+            };
+            (found, expected)
+        })
+    }
 }
 
 /// The geometry of an open DAX device. `Ok(None)` if it is something else.
@@ -62,6 +109,31 @@ mod tests {
         let dir = device("dax", "132120576\n", "2097152\n");
         let expected = Geometry { size: 132_120_576, align: 2 << 20 };
         assert_eq!(from_sysfs(dir.path()).unwrap(), Some(expected));
+    }
+
+    #[test]
+    fn a_part_has_its_stamp_behind_it_and_the_last_unit_is_nobodys() {
+        const M: u64 = 1 << 20;
+        let device = Geometry { size: 17 * M, align: 2 * M };
+        let whole = device.place(14 * M, None).unwrap();
+        assert_eq!(whole, Place { ram: 0, stamp: 14 * M, extent: Extent::All, last: 14 * M });
+        let part = device.place(4 * M, Some(8 * M)).unwrap();
+        assert_eq!((part.ram, part.stamp, part.extent), (8 * M, 12 * M, Extent::Part(8 * M..14 * M)));
+        for (size, offset) in [
+            (16 * M, None),
+            (3 * M, None),
+            (14 * M, Some(0)),
+            (4 * M, Some(10 * M)),
+            (4 * M, Some(M)),
+            (4 * M, Some(!(2 * M - 1))),
+            (!(2 * M - 1), Some(2 * M)),
+        ] {
+            assert!(device.place(size, offset).is_err(), "{size:#x} {offset:#x?}");
+        }
+        let (found, expected) = device.place(8 * M, Some(8 * M)).unwrap_err();
+        assert_eq!(found, "17M in units of 2M");
+        assert!(expected.contains("from 8M on for 8M") && expected.contains("at 14M"), "{expected}");
+        assert!(Geometry { size: M, align: 2 * M }.place(0, None).is_ok_and(|place| place.last == 0));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::lock::Extent;
 use crate::config::ByteSize;
 
 /// Why RAM could not be made, opened or mapped.
@@ -34,12 +35,16 @@ pub enum MemoryError {
         free: u64,
     },
     /// Another process holds the lock on the backing.
-    #[error("RAM block {block}: {} is in use by another guest", path.display())]
+    #[error("RAM block {block}: {}{}", path.display(), in_use(wanted, held))]
     InUse {
         /// The block's name.
         block: String,
         /// The file or device.
         path: PathBuf,
+        /// What of it was to be this guest's.
+        wanted: Extent,
+        /// What another has.
+        held: Extent,
     },
     /// What is at the path cannot be this RAM.
     #[error("RAM block {block}: {} is {found}; expected {expected}", path.display())]
@@ -75,6 +80,15 @@ pub enum MemoryError {
         /// What KVM answered.
         source: io::Error,
     },
+}
+
+/// Who wants what, and who has what.
+fn in_use(wanted: &Extent, held: &Extent) -> String {
+    match (wanted, held) {
+        (Extent::All, Extent::All) => " is in use by another guest".into(),
+        (Extent::All, part) => format!(" is in use by another guest, which has {part} of it"),
+        (part, held) => format!(", {part}, is in use by another guest, which has {held} of it"),
+    }
 }
 
 impl MemoryError {

@@ -40,7 +40,7 @@ impl GuestRam {
             }
         }
         let files = ranges.iter().map(|(guest, offset, len)| {
-            (*guest, *len as usize, Some(FileOffset::from_arc(ram.file().clone(), *offset)))
+            (*guest, *len as usize, Some(FileOffset::from_arc(ram.file().clone(), ram.offset() + offset)))
         });
         let memory = GuestMemoryMmap::from_ranges_with_files(files)
             .map_err(|e| MemoryError::io(ram.name(), "mapping it")(std::io::Error::other(e)))?;

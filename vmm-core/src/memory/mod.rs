@@ -4,7 +4,8 @@
 //!    loaded from.
 //! 2. A received descriptor is checked for what it claims to be before it is mapped ([`RamBlock::adopt`]): its size
 //!    cannot change under the guest, and writes cannot be taken away.
-//! 3. A block with a path is locked: no second process can boot on RAM that is in use.
+//! 3. A block with a path is locked: no second process can boot on RAM that is in use. In a DAX device it may have a part, with the
+//!    rest for others.
 //! 4. Beside the RAM that outlives its process lies a stamp page ([`RamBlock::stamp_location`]), out of the guest's
 //!    sight: a cold boot clears it, a saved state writes it.
 //! 5. Faulting pages in ([`GuestRam::populate`]) allocates nothing that the guest has not touched.
@@ -28,6 +29,7 @@ mod state;
 pub use self::block::{RAM, ROM, RamBlock};
 pub use self::check::is_in_memory;
 pub use self::error::MemoryError;
+pub use self::lock::Extent;
 pub use self::map::GuestRam;
 pub(crate) use self::open::memfd;
 pub(crate) use self::populate::next_data;

@@ -102,14 +102,15 @@ pub(super) fn file(name: &str, path: &Path, create: bool) -> Result<File, Memory
     Ok(file)
 }
 
-/// Opens a DAX device with room for `size` bytes and the stamp.
-pub(super) fn dax(name: &str, path: &Path, size: u64) -> Result<(File, dax::Geometry), MemoryError> {
-    let refused = |found: String, expected: String| MemoryError::Backing {
-        block: name.into(),
-        path: path.into(),
-        found,
-        expected,
-    };
+/// Opens a DAX device with room for `size` bytes and the stamp, at an offset or in all of it. Gives its alignment, and where.
+pub(super) fn dax(
+    name: &str,
+    path: &Path,
+    size: u64,
+    offset: Option<u64>,
+) -> Result<(File, u64, dax::Place), MemoryError> {
+    let refused =
+        |(found, expected)| MemoryError::Backing { block: name.into(), path: path.into(), found, expected };
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -117,14 +118,6 @@ pub(super) fn dax(name: &str, path: &Path, size: u64) -> Result<(File, dax::Geom
         .map_err(MemoryError::io(name, format!("opening {}", path.display())))?;
     let geometry = dax::geometry(&file)
         .map_err(MemoryError::io(name, format!("reading the size of {}", path.display())))?
-        .ok_or_else(|| refused("something else".into(), "a device-DAX device".into()))?;
-    if !size.is_multiple_of(geometry.align)
-        || size.checked_add(geometry.align).is_none_or(|n| n > geometry.size)
-    {
-        return Err(refused(
-            format!("{} in units of {}", ByteSize(geometry.size), ByteSize(geometry.align)),
-            format!("room for {} of RAM in whole units, and one unit for the stamp", ByteSize(size)),
-        ));
-    }
-    Ok((file, geometry))
+        .ok_or_else(|| refused(("something else".into(), "a device-DAX device".into())))?;
+    Ok((file, geometry.align, geometry.place(size, offset).map_err(refused)?))
 }

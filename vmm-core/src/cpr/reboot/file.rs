@@ -21,7 +21,7 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use super::copy::Layout;
 use crate::config::Uuid;
 use crate::cpr::format::MAX_STATE;
-use crate::memory::{StampLocation, is_in_memory, lock};
+use crate::memory::{Extent, StampLocation, is_in_memory, lock};
 
 /// Why a state file could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -263,7 +263,7 @@ pub fn read(path: &Path) -> Result<Saved, FileError> {
     let saved = look_at(path)?;
     // The word in its first page is to be claimed, by one at a time: not each file system shows a word to all hosts at once.
     if let Some((file, _)) = &saved.ram
-        && !lock::acquire(file).map_err(|e| failed(path, "locking it", e))?
+        && !lock::acquire(file, &Extent::All).map_err(|e| failed(path, "locking it", e))?
     {
         return Err(FileError::InUse { path: path.to_owned() });
     }
@@ -301,7 +301,7 @@ pub fn state_in(memory: &File, name: &str) -> Result<(File, Vec<u8>), FileError>
     let path = Path::new(name);
     // A lock is an open file's, and this one may be open for others, too.
     let memory = writable(memory).map_err(|e| failed(path, "opening it again", e))?;
-    if !lock::acquire(&memory).map_err(|e| failed(path, "locking it", e))? {
+    if !lock::acquire(&memory, &Extent::All).map_err(|e| failed(path, "locking it", e))? {
         return Err(FileError::InUse { path: path.to_owned() });
     }
     let length = memory.metadata().map_err(|e| failed(path, "looking at it", e))?.len();

@@ -1,14 +1,14 @@
 //! The new process's side: the state from where it waits, the RAM found in place, taken out of the file, or kept by the kernel.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use super::copy::{Copied, CopyError};
 use super::file::{self, FileError, Saved};
+use super::parts;
 use super::place::Place;
 use super::stamp::{RamStamp, Stamp, StampError};
 use super::waiting;
-use crate::config::{Backing, MachineConfig, MemoryConfig};
+use crate::config::{Backing, MachineConfig, MemoryConfig, Uuid};
 use crate::cpr::Mode;
 use crate::cpr::blockers::Blocker;
 use crate::cpr::format::{FormatError, StateReader};
@@ -195,8 +195,8 @@ fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
         return Err(RebootError::Mode { path: name(), found });
     }
     let expected: RamStamp = reader.take(0).map_err(format)?;
-    let stamp_of = |file: &File, offset, granularity| {
-        let stamp = Stamp::open(file, offset, granularity).and_then(|stamp| {
+    let checked = |stamp: Result<Stamp, StampError>| {
+        let stamp = stamp.and_then(|stamp| {
             stamp.check(&expected)?;
             Ok(stamp)
         });
@@ -210,12 +210,12 @@ fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
     if let Some((file, chunks)) = copy {
         let copied = Copied::new(reader.take(0).map_err(format)?, file, chunks)
             .map_err(|source| RebootError::Copy { path: name(), source })?;
-        let stamp = stamp_of(copied.file(), 0, PAGE_SIZE)?;
+        let stamp = checked(Stamp::open(copied.file(), 0, PAGE_SIZE))?;
         let incoming = build(&mut reader, SavedRam::Copied)?;
         return Ok(Found { reader, state_bytes, incoming, stamp, ram: FoundRam::Copied(copied) });
     }
     if let Some(mut visit) = preserved {
-        let stamp = stamp_of(&visit.state, 0, PAGE_SIZE)?;
+        let stamp = checked(Stamp::open(&visit.state, 0, PAGE_SIZE))?;
         let ram = std::mem::take(&mut visit.ram).into_iter();
         let incoming = build(&mut reader, SavedRam::Preserved(ram))?;
         return Ok(Found {
@@ -230,7 +230,7 @@ fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
     let in_place = |source: LoadError| RebootError::Load { path: name(), source: Box::new(source) };
     let (memory, block) = ram_in_place(&reader, &overrides.set).map_err(in_place)?;
     let block = block.ok_or_else(|| RebootError::NoRam { path: name() })?;
-    if let Backing::Dax { path: device, pmem: false } = &memory.backing {
+    if let Backing::Dax { path: device, pmem: false, .. } = &memory.backing {
         let clock: ClockState = reader.peek(0).map_err(format)?;
         let reset = clock
             .host_was_reset()
@@ -239,11 +239,11 @@ fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
             return Err(RebootError::Reset { path: name(), device: device.display().to_string() });
         }
     }
-    let location = block.stamp_location().ok_or_else(|| RebootError::NoRam { path: name() })?;
-    let stamp = stamp_of(&location.file, location.offset, location.granularity)?;
+    let stamp = parts::stamp_of(&block, Uuid(expected.uuid)).transpose();
+    let stamp = checked(stamp.ok_or_else(|| RebootError::NoRam { path: name() })?)?;
     // The machine locks it again; what the stamp maps would keep it locked.
     block.release_lock().map_err(|error| in_place(error.into()))?;
-    drop((location, block));
+    drop(block);
     let incoming = build(&mut reader, SavedRam::Stays)?;
     Ok(Found { reader, state_bytes, incoming, stamp, ram: FoundRam::InPlace })
 }

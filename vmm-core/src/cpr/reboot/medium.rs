@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::copy::{self, CopyError, Written};
 use super::file::{FileError, Published, StateFile};
+use super::parts;
 use super::place::Place;
 use crate::cpr::error::{HandoverError, InPhase};
 use crate::cpr::liveupdate::{self, keeper::Keeper};
@@ -102,6 +103,7 @@ impl Medium {
         file.reserve(room).in_phase(Phase::Prepare)?;
         let gone = "the guest's RAM would not outlive this process";
         let location = block.stamp_location().ok_or_else(|| HandoverError::new(Phase::Prepare, gone))?;
+        parts::enter(block, machine.config().uuid).in_phase(Phase::Prepare)?;
         Ok((Self::Beside(file), location))
     }
 

@@ -5,12 +5,14 @@
 //! 3. A file can be loaded once: who loads it claims the guest by the ownership word beside the RAM.
 //! 4. Where RAM would not outlive its process, it goes into the file if that is asked for ([`copy`]).
 //! 5. Or the kernel preserves it for the next one, and the state with it ([`liveupdate`](super::liveupdate)).
-//! 6. [`save`] and [`load`] are the two sides; `medium` is what the first one saves to. [`waiting`] says whether there is anything to load.
+//! 6. Several guests may have parts of one DAX device ([`parts`]).
+//! 7. [`save`] and [`load`] are the two sides; `medium` is what the first one saves to. [`waiting`] says whether there is anything to load.
 
 pub mod copy;
 pub mod file;
 pub mod load;
 mod medium;
+pub mod parts;
 mod place;
 pub mod save;
 pub mod stamp;

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::parts::{self, PartsError};
 use crate::config::Uuid;
 use crate::cpr::format::{Section, SectionKind};
 use crate::cpr::ownership::{Claim, Ownership, OwnershipError, PAGE_SIZE, PageError, SharedPage, State};
@@ -25,8 +26,8 @@ use crate::memory::StampLocation;
 /// What a stamp begins with.
 pub(super) const MAGIC: [u8; 8] = *b"cprstamp";
 
-/// Version of the stamp's layout.
-const VERSION: u32 = 1;
+/// Version of the stamp's layout; 2 is that of a table of [`parts`].
+pub(super) const VERSION: u32 = 1;
 
 /// The section that a state file names its RAM by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +129,9 @@ pub enum StampError {
         /// Bytes that the RAM and its stamp need.
         needed: u64,
     },
+    /// Of a device that several guests have parts of.
+    #[error(transparent)]
+    Parts(#[from] PartsError),
     /// The file cannot be looked at.
     #[error("looking at the size of this RAM's file: {0}")]
     Io(#[source] io::Error),
@@ -167,6 +171,7 @@ impl Stamp {
     pub fn open(file: &File, offset: u64, granularity: u64) -> Result<Self, StampError> {
         let page = map(file, offset, granularity)?;
         page.check(MAGIC, VERSION).map_err(|e| match e {
+            PageError::Version { found: parts::VERSION, .. } => PartsError::Divided.into(),
             PageError::Version { found, expected } => StampError::Version { found, expected },
             other => StampError::NoStamp(other),
         })?;
@@ -322,7 +327,7 @@ mod tests {
         refuse_lost(&location(&file)).unwrap();
         // Another build's.
         let (file, _, _) = saved();
-        file.write_all_at(&2u32.to_le_bytes(), RAM + 8).unwrap();
+        file.write_all_at(&3u32.to_le_bytes(), RAM + 8).unwrap();
         assert!(matches!(refuse_lost(&location(&file)), Err(StampError::Waiting)));
     }
 
@@ -389,8 +394,8 @@ mod tests {
             file.write_all_at(&byte, RAM + 16 + at).unwrap();
         }
         open(&file).check(&state).unwrap();
-        file.write_all_at(&[2], RAM + 8).unwrap();
+        file.write_all_at(&[3], RAM + 8).unwrap();
         let newer = Stamp::open(&file, RAM, PAGE_SIZE).unwrap_err().to_string();
-        assert_eq!(newer, "this RAM's stamp is of version 2; this build reads version 1");
+        assert_eq!(newer, "this RAM's stamp is of version 3; this build reads version 1");
     }
 }

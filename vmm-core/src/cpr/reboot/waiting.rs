@@ -7,9 +7,10 @@ use std::path::Path;
 
 use super::file::{self, FileError, Saved};
 use super::load::RebootError;
+use super::parts::{self, PartsError};
 use super::place::{Place, state_file};
 use super::stamp::{RamStamp, Stamp, StampError};
-use crate::config::{Backing, MachineConfig, MemoryConfig};
+use crate::config::{Backing, MachineConfig, MemoryConfig, Uuid};
 use crate::cpr::format::{FormatError, SectionKind, StateReader};
 use crate::cpr::liveupdate;
 use crate::cpr::ownership::PAGE_SIZE;
@@ -119,8 +120,7 @@ fn stamp_of(reader: &StateReader, ram: Option<(File, Range<u64>)>) -> Result<(St
     let stamp = if let Some((file, _)) = ram {
         Stamp::open(&file, 0, PAGE_SIZE)
     } else {
-        let at = ram_of(reader)?.stamp_location().ok_or(Unknown::NoRam)?;
-        Stamp::open(&at.file, at.offset, at.granularity)
+        parts::stamp_of(&ram_of(reader)?, Uuid(expected.uuid)).transpose().ok_or(Unknown::NoRam)?
     };
     Ok((stamp.map_err(Unknown::Stamp)?, expected))
 }
@@ -138,8 +138,10 @@ fn not_waiting(why: StampError) -> Result<bool, StampError> {
         | StampError::RanOn { .. }
         | StampError::NotOffered
         | StampError::Loaded
+        | StampError::Parts(PartsError::NotThere { .. } | PartsError::Divided)
         | StampError::TooShort { .. } => Ok(false),
         StampError::Version { .. }
+        | StampError::Parts(_)
         | StampError::Damaged { .. }
         | StampError::Waiting
         | StampError::Io(_)
