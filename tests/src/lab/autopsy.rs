@@ -12,7 +12,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use vmm_core::config::MachineConfig;
 use vmm_core::cpr::format::{SectionKind, StateReader};
+use vmm_core::machine::state::MachineState;
 use vmm_core::vcpu::state::{Tsc, VcpuState};
 use vmm_core::x86::clock::host_tsc;
 
@@ -34,10 +36,11 @@ const MSRS: [(u32, &str); 7] = [
     (0x4b56_4d06, "ASYNC_PF_INT"),
 ];
 
-/// Prints where the vCPUs in a state file stand. `ram` is a file that holds the guest's RAM below 3 GiB at its addresses.
+/// Prints where the vCPUs in a state file stand. `ram` is what holds the guest's RAM, that below 3 GiB first.
 pub fn print(state: &Path, ram: &Path) -> Result<()> {
     let mut reader = StateReader::parse(&fs::read(state)?)?;
-    let ram = Ram::open(ram)?;
+    let MachineState { config, .. } = reader.peek(0)?;
+    let ram = Ram::open(ram, MachineConfig::from_toml(&config)?.memory.backing.offset().unwrap_or(0))?;
     println!("--- the vCPUs of the guest");
     for index in reader.instances(SectionKind::Vcpu) {
         vcpu(index, &reader.take(index)?, &ram)?;
@@ -144,15 +147,16 @@ struct Ram {
 }
 
 impl Ram {
-    fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path, from: u64) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         let length = match file.metadata()?.len() {
             0 => dax::size(path)?,
             length => length,
-        } as usize;
+        };
+        let length = length.saturating_sub(from) as usize;
         let size = NonZero::new(length).context("there is no RAM")?;
         // SAFETY: a new mapping, which nothing else knows of.
-        let at = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) };
+        let at = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, from as i64) };
         let at = at.with_context(|| format!("mapping {}", path.display()))?;
         Ok(Self { at: at.as_ptr().cast(), length })
     }

@@ -10,21 +10,31 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::commands::until;
+use super::paths::GUESTS;
+use super::scenario::Guest;
 
-/// What a namespace has at its start, and what the guest's stamp takes at its end, by the device's alignment.
-const BESIDES_MIB: u64 = 4;
+/// What a device is mapped in units of: a stamp takes one.
+pub const UNIT_MIB: u64 = 2;
+/// What a namespace has at its start, and the last unit: a guest's stamp, or who has what.
+const BESIDES_MIB: u64 = 2 + UNIT_MIB;
 /// Where the first begins.
 const START_MIB: u64 = 1024;
+
+/// The device that a guest has its RAM in.
+pub fn device_of(name: &str, guest: &Guest) -> PathBuf {
+    let own = GUESTS.iter().position(|guest| *guest == name).unwrap_or_default();
+    device(if guest.dax_offset_mib.is_some() { 0 } else { own })
+}
 
 /// The device that so many others come before.
 pub fn device(index: usize) -> PathBuf {
     format!("/dev/dax{index}.0").into()
 }
 
-/// The words on the host's command line that set so much memory aside for each of several guests.
-pub fn cmdline(guests: &[u64]) -> String {
+/// The words on the host's command line that set so much memory aside for each of several devices.
+pub fn cmdline(devices: &[u64]) -> String {
     let mut at = START_MIB;
-    let words = guests.iter().map(|mib| {
+    let words = devices.iter().map(|mib| {
         let size = mib + BESIDES_MIB;
         let word = format!("memmap={size}M!{at}M");
         at += size;
@@ -70,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_guest_has_memory_of_its_own() {
+    fn each_device_has_memory_of_its_own() {
         assert_eq!(cmdline(&[1024, 512]), "memmap=1028M!1024M memmap=516M!2052M");
         assert_eq!(cmdline(&[]), "");
     }

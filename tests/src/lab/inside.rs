@@ -40,8 +40,8 @@ pub fn run() -> Result<()> {
         if host.through && kexec::is_first_arrival()? {
             through(&scenario, host.next[0])?;
         }
-        if scenario.in_dax().len() == GUESTS.len() && paths::kept_state_file(GUESTS[1]).exists() {
-            misplaced::refuse_all()?;
+        if scenario.guest.dax_offset_mib.is_some() && paths::kept_state_file(GUESTS[1]).exists() {
+            misplaced::refuse_all(&scenario)?;
         }
     }
     if !scenario.outage.is_empty() {

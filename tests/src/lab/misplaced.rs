@@ -1,67 +1,88 @@
-//! RAM that is not where it was when its guest was saved, or not what it was: nobody is loaded from it, and it is whole afterwards.
+//! RAM that is another's, or is not what it was: nobody is booted in it or loaded from it, and it is whole afterwards.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use vmm_core::memory::StampLocation;
 
 use super::commands::refused;
-use super::dax;
+use super::dax::{self, UNIT_MIB};
+use super::image::GUEST_KERNEL;
 use super::paths::{self, GUESTS};
+use super::scenario::{Guest, Scenario};
 
-/// What a DAX device is mapped in units of, as [`dax::make`] makes it.
-const UNIT: u64 = 2 << 20;
+const UNIT: u64 = UNIT_MIB << 20;
+/// What a stamp takes, and who has what.
+const PAGE: usize = 4096;
 
-/// Two guests wait in DAX devices: tries to load them while each device has the other's name, and the second while its stamp is overwritten.
-pub fn refuse_all() -> Result<()> {
+/// Two guests wait in one DAX device: tries to boot others over them, and to load the second while its stamp is overwritten or the first
+/// one's, and while it is not known who has what.
+pub fn refuse_all(scenario: &Scenario) -> Result<()> {
+    let Some(second) = &scenario.second else { return Ok(()) };
     fs::create_dir_all(paths::LOGS)?;
-    let swapped = Swapped::of(dax::device(0), dax::device(1))?;
-    // The second's device is too small for the first one's RAM.
-    resume(GUESTS[0], "of RAM in whole units, and one unit for the stamp")?;
-    resume(GUESTS[1], "this RAM is of guest")?;
-    drop(swapped);
-    let device = dax::device(1);
+    let device = dax::device_of(GUESTS[1], second);
+    let last = dax::size(&device)? - UNIT;
+    let offset = mib(second)?;
+    for (at, words) in [
+        (Some(offset + UNIT_MIB), "was saved and waits in"),
+        (Some(offset - 2 * UNIT_MIB), "was saved and waits in"),
+        (None, "was saved and waits in"),
+        (Some((last >> 20) - UNIT_MIB), "and the last one, at"),
+    ] {
+        boot(GUESTS[1], second, at, words)?;
+    }
     let file = File::options().read(true).write(true).open(&device);
-    let file = file.with_context(|| format!("opening {}", device.display()))?;
-    let offset = dax::size(&device)? - UNIT;
-    let stamp = StampLocation { file: Arc::new(file), offset, granularity: UNIT };
-    let mut kept = [0; 64];
-    stamp.read(&mut kept)?;
-    stamp.write(&[0x5a; 64])?;
-    let refused = resume(GUESTS[1], "this RAM carries no stamp");
-    stamp.write(&kept)?;
-    refused
-}
-
-fn resume(name: &str, words: &str) -> Result<()> {
-    let from = format!("--from=file:{}", paths::kept_state_file(name).display());
-    refused(name, &["resume".to_owned(), from], words)
-}
-
-/// Two devices with each other's name, as a kernel may find them in another order.
-struct Swapped(PathBuf, PathBuf);
-
-impl Swapped {
-    fn of(one: PathBuf, other: PathBuf) -> Result<Self> {
-        swap(&one, &other)?;
-        Ok(Self(one, other))
-    }
-}
-
-impl Drop for Swapped {
-    fn drop(&mut self) {
-        if let Err(error) = swap(&self.0, &self.1) {
-            println!("giving the devices their names back: {error:#}");
-        }
-    }
-}
-
-fn swap(one: &Path, other: &Path) -> Result<()> {
-    let away = one.with_extension("away");
-    for (from, to) in [(one, away.as_path()), (other, one), (away.as_path(), other)] {
-        fs::rename(from, to).with_context(|| format!("naming {} {}", from.display(), to.display()))?;
+    let file = Arc::new(file.with_context(|| format!("opening {}", device.display()))?);
+    let page = |offset| StampLocation { file: Arc::clone(&file), offset, granularity: UNIT };
+    let (stamp, parts) = (page(last - UNIT), page(last));
+    let mut first = vec![0; PAGE];
+    page((offset << 20) - UNIT).read(&mut first)?;
+    let attempts = [
+        (&stamp, vec![0x5a; PAGE], "this RAM carries no stamp"),
+        (&stamp, first, "this RAM is of guest"),
+        (&parts, damaged(&parts)?, "its table of parts is damaged"),
+        (&parts, vec![0; PAGE], "is in its table"),
+    ];
+    for (page, bytes, words) in attempts {
+        let mut kept = vec![0; PAGE];
+        page.read(&mut kept)?;
+        page.write(&bytes)?;
+        let from = format!("--from=file:{}", paths::kept_state_file(GUESTS[1]).display());
+        let refused = refused(GUESTS[1], &["resume".to_owned(), from], words);
+        page.write(&kept)?;
+        refused?;
     }
     Ok(())
+}
+
+/// Tries to boot another in the RAM of a guest that runs.
+pub fn refuse_over(name: &str, guest: &Guest) -> Result<()> {
+    boot(name, guest, Some(mib(guest)?), "is in use by another guest")
+}
+
+/// Where a guest's RAM begins in the device that it shares.
+fn mib(guest: &Guest) -> Result<u64> {
+    guest.dax_offset_mib.context("the guest shares no DAX device")
+}
+
+/// Tries to boot a small guest at this offset of a guest's device, or in all of it.
+fn boot(name: &str, guest: &Guest, mib: Option<u64>, words: &str) -> Result<()> {
+    let (device, other) = (dax::device_of(name, guest), format!("not-{name}"));
+    let offset = mib.map_or_else(String::new, |mib| format!(",offset={mib}M"));
+    let memory = format!("--memory=size={UNIT_MIB}M,backing=dax,path={}{offset}", device.display());
+    refused(&other, &["boot", "--name", &other, &memory, "--kernel", GUEST_KERNEL].map(str::to_owned), words)
+}
+
+/// The page with who has what, of which only its beginning is whole.
+fn damaged(parts: &StampLocation) -> Result<Vec<u8>> {
+    let mut page = vec![0; PAGE];
+    parts.read(&mut page)?;
+    ensure!(
+        page.starts_with(b"cprstamp\x02"),
+        "the device has no table: it begins with {:02x?}",
+        &page[..12]
+    );
+    page[16..].fill(0x5a);
+    Ok(page)
 }

@@ -21,7 +21,9 @@ use super::paths::{GUESTS, RUNTIME, agent, kept_state_file, log, ram, serial, se
 use super::scenario::{Backing, Disk, Guest, Mode, Terminal};
 use super::steps::{HandOver, Machine, exit, milliseconds};
 use super::trouble::Trouble;
-use super::{aer, assigned, autopsy, disks, faults, kexec, net, paths, stale, threads, vfio, vsock};
+use super::{
+    aer, assigned, autopsy, disks, faults, kexec, misplaced, net, paths, stale, threads, vfio, vsock,
+};
 
 /// The process that owns the guest, whichever it is by now.
 pub struct Owner {
@@ -53,11 +55,12 @@ impl Owner {
         first: usize,
         meeting: Option<Arc<Meeting>>,
     ) -> Result<Self> {
-        let ram = ram(name, guest.backing);
+        let ram = ram(name, guest);
+        let offset = guest.dax_offset_mib.map_or_else(String::new, |mib| format!(",offset={mib}M"));
         let backing = match guest.backing {
             Backing::Memfd => "memfd".to_owned(),
             Backing::File => format!("file,path={}", ram.display()),
-            Backing::Dax => format!("dax,path={}", ram.display()),
+            Backing::Dax => format!("dax,path={}{offset}", ram.display()),
         };
         let (arguments, given) = arguments(name, guest, first, &backing)?;
         let process = load(name, &arguments, 0, false)?;
@@ -69,7 +72,7 @@ impl Owner {
 
     /// The first process of a guest's under this kernel.
     fn of(name: &'static str, guest: &Guest, process: Child, meeting: Option<Arc<Meeting>>) -> Self {
-        let (ram, copied) = (ram(name, guest.backing), guest.backing == Backing::Memfd);
+        let (ram, copied) = (ram(name, guest), guest.backing == Backing::Memfd);
         let (live_update, suspends) = (guest.live_update, guest.agent);
         Self {
             name,
@@ -102,6 +105,9 @@ impl Owner {
             stale::refuse_loaded(name)?;
         } else {
             stale::keep(&file)?;
+        }
+        if guest.dax_offset_mib.is_some() {
+            misplaced::refuse_over(name, guest)?;
         }
         Ok(owner)
     }

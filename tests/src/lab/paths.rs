@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::dax;
 use super::kexec::KEPT;
-use super::scenario::Backing;
+use super::scenario::{Backing, Guest};
 
 /// The two guests that there can be.
 pub const GUESTS: [&str; 2] = ["vm1", "vm2"];
@@ -49,9 +49,9 @@ pub fn tty_log(name: &str) -> PathBuf {
 }
 
 /// Where a guest has its RAM, unless in a memfd.
-pub fn ram(name: &str, backing: Backing) -> PathBuf {
-    match backing {
-        Backing::Dax => dax::device(GUESTS.iter().position(|guest| *guest == name).unwrap_or_default()),
+pub fn ram(name: &str, guest: &Guest) -> PathBuf {
+    match guest.backing {
+        Backing::Dax => dax::device_of(name, guest),
         Backing::File | Backing::Memfd => Path::new("/dev/shm").join(name),
     }
 }

@@ -119,7 +119,8 @@ fn configuration(name: &str, guest: &Guest) -> String {
         Backing::Memfd => "{ type = 'memfd' }".to_owned(),
         backing @ (Backing::File | Backing::Dax) => {
             let kind = if backing == Backing::Dax { "dax" } else { "file" };
-            format!("{{ type = '{kind}', path = '{}' }}", paths::ram(name, backing).display())
+            let offset = guest.dax_offset_mib.map_or_else(String::new, |mib| format!(", offset = '{mib}M'"));
+            format!("{{ type = '{kind}', path = '{}'{offset} }}", paths::ram(name, guest).display())
         }
     };
     let (socket, log) = (serial(name), serial_log(name));

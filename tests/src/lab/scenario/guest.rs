@@ -21,6 +21,8 @@ pub struct Guest {
     /// What its RAM is made of.
     #[serde(default)]
     pub backing: Backing,
+    /// Where its RAM begins, in MiB, in the DAX device that it shares with the other guest; without, it has one of its own.
+    pub dax_offset_mib: Option<u64>,
     /// Whether it is saved to memory that the host's next kernel finds, and its RAM with it.
     #[serde(default)]
     pub live_update: bool,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use vmm_core::config::ByteSize;
 
 use super::assigned::{self, Kind, Place};
+use super::dax;
 use super::operator::Operation;
 use super::root::Root;
 
@@ -305,11 +306,20 @@ impl Scenario {
         self.guest.net.is_some() && self.host.as_ref().is_some_and(|host| !host.next.is_empty())
     }
 
-    /// MiB of the RAM of each guest that has it in a DAX device.
+    /// MiB of each DAX device that there is to be: of a guest's RAM, or of all guests' in one with their stamps.
     pub fn in_dax(&self) -> Vec<u64> {
         let guests = std::iter::once(&self.guest).chain(&self.second);
-        let in_dax = guests.filter(|guest| guest.backing == Backing::Dax);
-        in_dax.filter_map(|guest| guest.memory.parse().ok()).map(|ByteSize(bytes)| bytes >> 20).collect()
+        let mut devices = Vec::new();
+        for guest in guests.filter(|guest| guest.backing == Backing::Dax) {
+            let Ok(ByteSize(bytes)) = guest.memory.parse() else { continue };
+            let mib = bytes >> 20;
+            match (guest.dax_offset_mib.map(|offset| offset + mib + dax::UNIT_MIB), devices.last_mut()) {
+                (None, _) => devices.push(mib),
+                (Some(end), None) => devices.push(end),
+                (Some(end), Some(shared)) => *shared = end.max(*shared),
+            }
+        }
+        devices
     }
 
     /// The bound as a duration.
