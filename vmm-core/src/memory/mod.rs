@@ -12,7 +12,7 @@
 //!
 //! `block.rs` is the block and how it comes to be, `open.rs` makes and opens backings, `check.rs` looks at received
 //! descriptors, `lock.rs` and `stamp.rs` guard what has a path, `map.rs` maps, `slots.rs` tells KVM, `populate.rs`
-//! faults in, `state.rs` is the wire form.
+//! faults in, `userfault/` puts pages in that are waited for, `state.rs` is the wire form.
 
 mod block;
 mod check;
@@ -25,6 +25,7 @@ mod populate;
 mod slots;
 mod stamp;
 mod state;
+mod userfault;
 
 pub use self::block::{RAM, ROM, RamBlock};
 pub use self::check::is_in_memory;
@@ -37,3 +38,4 @@ pub use self::slots::{MemorySlot, set_slots};
 pub use self::stamp::StampLocation;
 pub(crate) use self::stamp::persist;
 pub use self::state::{RamBlockState, RamFate, RamKind};
+pub use self::userfault::MissingPages;
