@@ -11,8 +11,8 @@ use crate::flags::Resume;
 
 /// Takes a guest over and serves it to its end.
 pub fn resume(resume: Resume) -> anyhow::Result<ExitCode> {
-    let Resume { from, set, monitor, paused, early } = resume;
-    let options = Options { monitor, paused, set, early, ..Options::default() };
+    let Resume { from, set, monitor, paused, lazy, early } = resume;
+    let options = Options { monitor, paused, set, lazy, early, ..Options::default() };
     match Owner::new(options)?.resume(from) {
         // It was only asked whether it could, and it could.
         Err(OwnerError::Transfer(TargetError::Probe)) => Ok(ExitCode::SUCCESS),

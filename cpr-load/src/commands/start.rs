@@ -14,7 +14,7 @@ use crate::flags::{Boot, Resume, Start};
 /// Takes over a guest that was resumed early; lets one go on that was saved and waits; boots it where neither is so. What waits and cannot
 /// be loaded is an error, never a boot.
 pub fn start(start: Start) -> anyhow::Result<ExitCode> {
-    let Start { boot: guest, saved } = start;
+    let Start { boot: guest, saved, lazy } = start;
     let name = &guest.config.name;
     let early = resumed_early(name)?;
     if guest.discard_saved {
@@ -29,15 +29,15 @@ pub fn start(start: Start) -> anyhow::Result<ExitCode> {
     } else if let Some(place) = waiting::find(name, &saved).with_context(|| unknown(name))? {
         tracing::info!("guest '{name}' was saved and waits in {place}");
         let from = Origin::Saved(place);
-        return go_on(from, guest.monitor, guest.paused);
+        return go_on(from, guest.monitor, guest.paused, lazy);
     }
     tracing::info!("no saved guest '{name}' waits: it is booted");
     boot(guest)
 }
 
 /// Lets a guest go on that is somewhere, as it is.
-fn go_on(from: Origin, monitor: Option<PathBuf>, paused: bool) -> anyhow::Result<ExitCode> {
-    resume(Resume { from, set: Vec::new(), monitor, paused, early: false })
+fn go_on(from: Origin, monitor: Option<PathBuf>, paused: bool, lazy: bool) -> anyhow::Result<ExitCode> {
+    resume(Resume { from, set: Vec::new(), monitor, paused, lazy, early: false })
 }
 
 /// The process that has resumed a guest early, if one has it: its monitor is called after the guest, whatever the unit's is to be.
@@ -54,7 +54,7 @@ fn take_over(guest: &Boot, info: EarlyInfo) -> anyhow::Result<ExitCode> {
     let own = guest.monitor.clone().filter(|own| *own != monitor);
     tracing::info!("guest '{name}' was resumed early: it is taken over from process {pid}");
     let from = Origin::Early(monitor.clone(), Box::new(info));
-    go_on(from, own, guest.paused).with_context(|| match early::find(&monitor) {
+    go_on(from, own, guest.paused, false).with_context(|| match early::find(&monitor) {
         Ok(Some(EarlyInfo { pid: found, .. })) if found == pid => {
             format!("guest '{name}' goes on where it was, in process {pid}, and can be taken over again")
         }

@@ -8,6 +8,8 @@ use vmm_core::config::{
     BootConfig, ChardevConfig, CpuConfig, DeviceConfig, MachineConfig, MemoryConfig, Uuid,
 };
 
+use super::incoming::Lazy;
+
 /// A guest that is to be booted.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Boot {
@@ -28,6 +30,8 @@ pub struct Start {
     pub boot: Boot,
     /// The directory in which its state would be, if not in memory.
     pub saved: PathBuf,
+    /// Whether it may run before all of its RAM is read from there.
+    pub lazy: bool,
 }
 
 #[derive(Args)]
@@ -37,6 +41,8 @@ pub(super) struct StartFlags {
     /// The directory in which NAME.state is looked for; luo:NAME is looked for, too
     #[arg(long, value_name = "dir:PATH", value_parser = directory)]
     saved: PathBuf,
+    #[command(flatten)]
+    lazy: Lazy,
 }
 
 pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
@@ -48,7 +54,7 @@ pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
 
 impl StartFlags {
     pub(super) fn check(self) -> anyhow::Result<Start> {
-        Ok(Start { boot: self.boot.check()?, saved: self.saved })
+        Ok(Start { boot: self.boot.check()?, saved: self.saved, lazy: self.lazy.lazy })
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Resume {
     pub monitor: Option<PathBuf>,
     /// Whether the guest waits for `cont`, even if it ran.
     pub paused: bool,
+    /// Whether it may run before all of its RAM is read from its file.
+    pub lazy: bool,
     /// Whether it is resumed early, for its unit to take it over from here.
     pub early: bool,
 }
@@ -46,6 +48,14 @@ pub struct Inspect {
 }
 
 #[derive(Args)]
+pub(super) struct Lazy {
+    /// Let a guest whose RAM is in its file run before all of that is read: what it touches is read first. What of it is damaged is found
+    /// when the guest runs already, and ends it; `check` finds it before
+    #[arg(long)]
+    pub(super) lazy: bool,
+}
+
+#[derive(Args)]
 pub(super) struct ResumeFlags {
     /// The socket to listen on for a process that hands over, the file to load, the guest that the kernel has kept, or `defer`: wait for
     /// migrate-incoming
@@ -63,6 +73,8 @@ pub(super) struct ResumeFlags {
     /// Let the guest wait for `cont`, even if it ran
     #[arg(long)]
     paused: bool,
+    #[command(flatten)]
+    lazy: Lazy,
     /// The process is one of `early`'s
     #[arg(long, hide = true)]
     early: bool,
@@ -129,7 +141,14 @@ impl ResumeFlags {
             }
         };
         check_assignments(&self.set)?;
-        Ok(Resume { from, set: self.set, monitor: self.monitor, paused: self.paused, early: self.early })
+        Ok(Resume {
+            from,
+            set: self.set,
+            monitor: self.monitor,
+            paused: self.paused,
+            lazy: self.lazy.lazy,
+            early: self.early,
+        })
     }
 }
 

@@ -101,6 +101,15 @@ fn one_socket_serves_as_both_channels_unless_another_is_named() {
 }
 
 #[test]
+fn a_guest_runs_before_its_ram_is_read_only_if_that_is_asked_for() {
+    assert!(resume("resume --from file:/f --lazy").lazy && !resume("resume --from file:/f").lazy);
+    let start = "start --name web --memory size=1G --kernel /k --saved dir:/d";
+    for (line, lazy) in [(start.to_owned(), false), (format!("{start} --lazy"), true)] {
+        assert!(matches!(parse(&line), Ok(Action::Start(start)) if start.lazy == lazy), "{line}");
+    }
+}
+
+#[test]
 fn what_may_differ_here_is_kept_in_order() {
     assert_eq!(resume("resume --from file:/f --set a=1 --set b=2").set, ["a=1", "b=2"]);
 }

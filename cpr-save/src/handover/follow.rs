@@ -101,7 +101,12 @@ pub fn to_the_end(
         if let Some(RamProgress { transferred, total, .. }) = info.ram
             && !info.status.is_final()
         {
-            progress.amount("copying RAM", transferred, total);
+            let what = match info.status {
+                // It has not begun: a guest that was loaded lazily is not all there yet.
+                MigrationStatus::Setup => "waiting for RAM",
+                _ => "copying RAM",
+            };
+            progress.amount(what, transferred, total);
         }
         if info.status.is_final() {
             let why = info.error_desc.clone().or(cancelled);

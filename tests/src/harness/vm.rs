@@ -210,6 +210,11 @@ impl<'h> Vm<'h> {
     /// Loads it from a file with its RAM, in a new process.
     pub fn load_with_ram(&mut self, file: &std::path::Path) -> anyhow::Result<()> {
         self.process = self.host.load(["resume", "--from", &format!("file:{}", file.display())])?;
+        self.find_ram()
+    }
+
+    /// Maps its RAM where that was made anew.
+    pub fn find_ram(&mut self) -> anyhow::Result<()> {
         self.ram = Arc::new(find_ram(&mut self.process, self.ram_file.as_ref(), self.spec.memory_mib << 20)?);
         Ok(())
     }

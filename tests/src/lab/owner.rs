@@ -39,6 +39,8 @@ pub struct Owner {
     ram: PathBuf,
     /// Whether its RAM goes into the file when it is saved to one.
     copied: bool,
+    /// Whether it runs before all of that is read.
+    lazy: bool,
     /// Whether it is saved to no file, and its RAM is kept by the kernel.
     live_update: bool,
     /// Whether its agent suspends it to be saved.
@@ -82,6 +84,7 @@ impl Owner {
             device: None,
             ram,
             copied,
+            lazy: guest.lazy,
             live_update,
             suspends,
             meeting,
@@ -166,7 +169,9 @@ impl Owner {
     /// Starts a process that waits for the guest, or loads it.
     pub(super) fn resume(&mut self, from: &str) -> Result<Child> {
         self.started += 1;
-        load(self.name, &["resume".to_owned(), format!("--from={from}")], self.started - 1, self.confined)
+        let mut words = vec!["resume".to_owned(), format!("--from={from}")];
+        words.extend(self.lazy.then(|| "--lazy".to_owned()));
+        load(self.name, &words, self.started - 1, self.confined)
     }
 
     /// Puts the next owner in the place of a source, which must end, and as it should.

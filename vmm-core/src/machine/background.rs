@@ -1,7 +1,7 @@
 //! Long work beside a guest that runs.
 
 /// Does something long that may wait for whatever else wants to run (`SCHED_BATCH`).
-pub(super) fn in_background<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn in_background<T>(work: impl FnOnce() -> T) -> T {
     let set = |policy| {
         let parameters = libc::sched_param { sched_priority: 0 };
         // SAFETY: the parameters are valid for the call; 0 is the calling thread.

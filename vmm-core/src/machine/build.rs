@@ -198,6 +198,7 @@ pub(super) fn assemble(
         vcpus,
         fresh_chips,
         devices,
+        arrival: None,
         ram,
         blocks,
         vm,

@@ -11,12 +11,13 @@ use super::events::EventSink;
 use super::run_state::RunState;
 use super::state::{MachineState, RunStateRecord, WakeRecord};
 use super::{LoadError, Loaded, Machine};
-use crate::config::MachineConfig;
+use crate::config::{DeviceConfig, MachineConfig};
 use crate::cpr::fds::{FdError, FdName, FdTable};
 use crate::cpr::format::{SectionKind, StateReader};
+use crate::cpr::reboot::copy::{Arrival, Lost};
 use crate::cpr::reboot::stamp;
 use crate::cpr::report::Stopwatch;
-use crate::memory::{RamBlock, RamBlockState};
+use crate::memory::{MemoryError, MissingPages, RamBlock, RamBlockState, RamKind};
 use crate::vcpu::state::VcpuState;
 use crate::x86::clock::{ClockState, Resumption};
 use crate::x86::irqchip::VmState;
@@ -34,6 +35,8 @@ pub struct Overrides {
     pub admit: Admit,
     /// Whether this is only tried: nothing is made that outlives the process.
     pub trial: bool,
+    /// Whether RAM that is in a file may come in while the guest runs, and what is done when some of it cannot be had then.
+    pub lazy: Option<Lost>,
     /// Whether a guest may come in still.
     pub entrance: Arc<Entrance>,
 }
@@ -41,6 +44,20 @@ pub struct Overrides {
 /// See [`Overrides::admit`].
 pub type Admit =
     Arc<dyn Fn(&MachineConfig) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
+
+/// Why RAM cannot come in while the guest runs.
+#[derive(Debug, thiserror::Error)]
+pub enum NotLazy {
+    /// Not in this RAM.
+    #[error("its RAM is of the kind {0:?}; pages can be waited for in a memfd of ordinary ones")]
+    Backing(RamKind),
+    /// An assigned device needs all of it.
+    #[error("the guest has an assigned device, for which all of its RAM is pinned")]
+    Assigned,
+    /// This host, or this process, cannot.
+    #[error(transparent)]
+    Host(#[from] MemoryError),
+}
 
 /// A machine that waits for its guest's state.
 #[derive(Debug)]
@@ -121,6 +138,28 @@ impl Incoming {
     /// The machine's main RAM.
     pub fn ram_block(&self) -> Option<&RamBlock> {
         self.machine.ram_block()
+    }
+
+    /// The pages of its RAM, which nobody has touched yet, to be put in when they are waited for.
+    pub fn missing_pages(&self) -> Result<MissingPages, NotLazy> {
+        if self.config().devices.iter().any(DeviceConfig::is_assigned) {
+            return Err(NotLazy::Assigned);
+        }
+        match self.ram_block().map(RamBlock::kind) {
+            Some(RamKind::Memfd) | None => Ok(MissingPages::of(&self.machine.ram)?),
+            Some(kind) => Err(NotLazy::Backing(kind)),
+        }
+    }
+
+    /// Has its RAM come in by this, for as long as anybody could wait for it. What the guest gives back meanwhile waits: it would be filled
+    /// again.
+    pub fn fill_by(&mut self, arrival: Arc<Arrival>) {
+        if let Some(balloon) = &self.machine.devices.balloon {
+            balloon.hold();
+            let balloon = Arc::downgrade(balloon);
+            arrival.then(Box::new(move || balloon.upgrade().iter().for_each(|balloon| balloon.release())));
+        }
+        self.machine.arrival = Some(arrival);
     }
 
     /// Refuses descriptors that nothing wants: only the monitor's may be left.

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use kvm_ioctls::VmFd;
 
 pub use self::backends::{SavedRam, Source};
+pub(crate) use self::background::in_background;
 pub use self::build::Devices;
 pub use self::cold::Waiting;
 pub use self::entrance::{Ending, Entrance};
@@ -44,6 +45,7 @@ use crate::cpr::blockers::Blocker;
 use crate::cpr::fds::{FdError, FdTable};
 use crate::cpr::format::{FormatError, HeaderInfo, StateWriter, Versions};
 use crate::cpr::ownership::Claim;
+use crate::cpr::reboot::copy::Arrival;
 use crate::cpr::report::Stopwatch;
 use crate::devices::{Device, DeviceError, pm};
 use crate::memory::{GuestRam, MemoryError, RamBlock, RamFate};
@@ -167,6 +169,8 @@ pub struct Machine {
     /// The interrupt chips and the timer, as they were made.
     fresh_chips: VmState,
     devices: Devices,
+    /// RAM that comes in while the guest runs: for as long as anybody could wait for it.
+    arrival: Option<Arc<Arrival>>,
     ram: GuestRam,
     blocks: Vec<RamBlock>,
     vm: Arc<VmFd>,
@@ -251,6 +255,16 @@ impl Machine {
     /// Its main RAM.
     pub fn ram_block(&self) -> Option<&RamBlock> {
         self.blocks.first()
+    }
+
+    /// How many bytes of its RAM are there, and of how many, while some are still on their way from the file that it was saved to.
+    pub fn ram_outstanding(&self) -> Option<(u64, u64)> {
+        self.arrival.as_ref()?.outstanding()
+    }
+
+    /// Waits until all of its RAM is there: nobody else may have it before. `false` where that is not wanted any more.
+    pub fn wait_for_ram(&self, cancelled: &dyn Fn() -> bool) -> bool {
+        self.arrival.as_ref().is_none_or(|arrival| arrival.wait(cancelled))
     }
 
     /// How many vCPUs it has.

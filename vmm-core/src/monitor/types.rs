@@ -78,7 +78,7 @@ pub struct MigrationInfo {
     /// What stands in the way of a handover now.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocked_reasons: Vec<String>,
-    /// RAM that is being copied.
+    /// RAM that is being copied, or that comes in while the guest runs.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ram: Option<RamProgress>,
     /// The phases behind it and the one it is in.
@@ -86,7 +86,7 @@ pub struct MigrationInfo {
     pub phases: Vec<PhaseTime>,
 }
 
-/// How much RAM has been copied, in bytes.
+/// How much RAM has been copied, or has come in, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RamProgress {
@@ -96,6 +96,13 @@ pub struct RamProgress {
     pub remaining: u64,
     /// All of it.
     pub total: u64,
+}
+
+impl RamProgress {
+    /// So much is done, of all.
+    pub fn of(transferred: u64, total: u64) -> Self {
+        Self { transferred, remaining: total.saturating_sub(transferred), total }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]

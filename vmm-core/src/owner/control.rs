@@ -13,7 +13,7 @@ use crate::machine::{Machine, MachineError};
 use crate::monitor::events::Event;
 use crate::monitor::{
     CheckRequest, CommandError, Control, CpuInfoFast, Destination, EarlyInfo, HandoverReport, Incoming,
-    MigrateCapabilities, MigrateParameters, MigrateParametersUpdate, MigrationInfo,
+    MigrateCapabilities, MigrateParameters, MigrateParametersUpdate, MigrationInfo, RamProgress,
 };
 
 impl Control for Shared {
@@ -109,6 +109,8 @@ impl Control for Shared {
             (handover.info.clone(), handover.cancel.is_some())
         };
         let mode = self.parameters().mode.filter(|_| !under_way);
+        let outstanding = self.guest().and_then(|guest| guest.ram_outstanding());
+        info.ram = info.ram.or(outstanding.map(|(here, total)| RamProgress::of(here, total)));
         if let (Some(guest), Some(mode)) = (self.guest(), mode) {
             info.blocked_reasons =
                 guest.blockers(mode, self.ram_fate(), false).iter().map(ToString::to_string).collect();

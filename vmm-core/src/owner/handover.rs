@@ -181,10 +181,13 @@ impl Shared {
         wake: bool,
         cancel: OwnedFd,
     ) {
-        let watch = Stopwatch::start();
+        let mut watch = Stopwatch::start();
         let mode = destination.mode();
         let observer = Watched { shared: self, mode, started: Instant::now() };
         let limits = self.limits();
+        if let Err(error) = wait_for_ram(guest, &cancel, &mut watch) {
+            return self.failed(mode, &error);
+        }
         let result = match destination {
             Destination::Transfer { cpr, main } => {
                 self.transfer(guest, &cpr, &main, limits, &cancel, &observer, watch)
@@ -239,8 +242,7 @@ impl Shared {
 
     /// Notes how much RAM is copied, for whoever asks.
     fn copied(&self, copied: u64, total: u64) {
-        let remaining = total.saturating_sub(copied);
-        self.handover().info.ram = Some(RamProgress { transferred: copied, remaining, total });
+        self.handover().info.ram = Some(RamProgress::of(copied, total));
     }
 
     /// Tells that a phase begins, unless the guest stands.
@@ -382,6 +384,17 @@ impl Shared {
         }
         source::hand_over(guest, ready, terms, None, observer, watch)
     }
+}
+
+/// Waits until all of the guest's RAM is there: somebody else would find zeros in the place of what is not.
+fn wait_for_ram(guest: &Machine, cancel: &OwnedFd, watch: &mut Stopwatch) -> Result<(), HandoverError> {
+    if guest.ram_outstanding().is_none() {
+        return Ok(());
+    }
+    tracing::info!("the handover waits until all of the guest's RAM is there");
+    let came = guest.wait_for_ram(&|| was_cancelled(cancel.as_fd()));
+    watch.lap("wait for RAM");
+    if came { Ok(()) } else { Err(HandoverError::cancelled(Phase::Prepare)) }
 }
 
 /// What stands in the way of a state file with this name.

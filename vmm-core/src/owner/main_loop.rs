@@ -17,6 +17,7 @@ use crate::config::{DeviceConfig, MachineConfig};
 use crate::cpr::Mode;
 use crate::cpr::error::HandoverError;
 use crate::cpr::ownership::Claim;
+use crate::cpr::reboot::copy::{CopyError, Lost};
 use crate::cpr::report::{Phase, Stopwatch};
 use crate::devices::Subscriber;
 use crate::devices::vfio::Notice;
@@ -39,6 +40,16 @@ pub enum Ended {
     GivenAway,
     /// KVM could not go on with the guest.
     Failed,
+}
+
+/// What the process ends with whose guest has run, and cannot go on.
+const LOST: i32 = 4;
+
+/// RAM of the guest cannot be had that it runs on. Threads, and the kernel for them, may wait for it, and must find nothing else in its place:
+/// the process ends as it is.
+fn lost(why: &CopyError) {
+    service::stopping(&why.to_string());
+    std::process::exit(LOST);
 }
 
 /// The process that owns a guest.
@@ -135,6 +146,7 @@ impl Owner {
             events: self.shared.machine_events(),
             admit: Arc::new(admit),
             trial: false,
+            lazy: self.options.lazy.then(|| Arc::new(lost) as Lost),
             entrance: Arc::clone(&self.shared.entrance),
         }
     }

@@ -80,6 +80,8 @@ pub struct Options {
     pub waiting: Waiting,
     /// What differs here from what the saved state says (`KEY=VALUE`).
     pub set: Vec<String>,
+    /// Whether a guest whose RAM is in its file may run before all of it is read.
+    pub lazy: bool,
     /// Whether the guest is resumed early, for its unit to take it over from here ([`early`]).
     pub early: bool,
 }

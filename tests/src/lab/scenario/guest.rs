@@ -37,6 +37,9 @@ pub struct Guest {
     /// What its kernel's command line has besides what the lab needs.
     #[serde(default)]
     pub cmdline: String,
+    /// Whether it runs before all of its RAM is read, wherever that was in its file.
+    #[serde(default)]
+    pub lazy: bool,
     /// Whether it has an agent, by which it is suspended whenever it is saved.
     #[serde(default)]
     pub agent: bool,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::copy::{Copied, CopyError};
+use super::copy::{Arrival, Copied, CopyError, Lost};
 use super::file::{self, FileError, Saved};
 use super::parts;
 use super::place::Place;
@@ -156,7 +156,7 @@ struct Found {
 /// Where the RAM of a saved guest was found.
 enum FoundRam {
     InPlace,
-    Copied(Copied),
+    Copied(Arc<Copied>),
     /// Visited until it is known whose the guest is.
     Preserved {
         _visit: Visit,
@@ -212,7 +212,7 @@ fn find(place: &Place, overrides: &Overrides) -> Result<Found, RebootError> {
             .map_err(|source| RebootError::Copy { path: name(), source })?;
         let stamp = checked(Stamp::open(copied.file(), 0, PAGE_SIZE))?;
         let incoming = build(&mut reader, SavedRam::Copied)?;
-        return Ok(Found { reader, state_bytes, incoming, stamp, ram: FoundRam::Copied(copied) });
+        return Ok(Found { reader, state_bytes, incoming, stamp, ram: FoundRam::Copied(Arc::new(copied)) });
     }
     if let Some(mut visit) = preserved {
         let stamp = checked(Stamp::open(&visit.state, 0, PAGE_SIZE))?;
@@ -273,19 +273,30 @@ pub fn load(place: &Place, overrides: &Overrides) -> Result<(Machine, Report), R
     let name = || place.to_string();
     let format = |source| RebootError::Format { path: name(), source };
     let mut watch = Stopwatch::start();
-    let Found { mut reader, state_bytes, incoming, stamp, ram } = find(place, overrides)?;
+    let Found { mut reader, state_bytes, mut incoming, stamp, ram } = find(place, overrides)?;
     watch.lap("target: build");
     (overrides.admit)(incoming.config()).map_err(|source| RebootError::Admit { path: name(), source })?;
-    if let (FoundRam::Copied(copied), Some(block)) = (&ram, incoming.ram_block()) {
-        copied.fill(block).map_err(|source| RebootError::Copy { path: name(), source })?;
+    let copy = |source| RebootError::Copy { path: name(), source };
+    let arrival = match &ram {
+        FoundRam::Copied(copied) => {
+            fill(place, &mut incoming, copied, overrides.lazy.as_ref()).map_err(copy)?
+        }
+        FoundRam::InPlace | FoundRam::Preserved { .. } => None,
+    };
+    if matches!(ram, FoundRam::Copied(_)) && arrival.is_none() {
         watch.lap("fill RAM");
     }
     let clock: ClockState = reader.peek(0).map_err(format)?;
     let loaded = incoming
         .load(&mut reader, &mut watch)
-        .map_err(|source| RebootError::Load { path: name(), source: Box::new(source) })?;
+        // What RAM that cannot be had did to the load is not the reason.
+        .map_err(|source| match arrival.as_ref().and_then(|arrival| arrival.claim().err()) {
+            Some(error) => copy(error),
+            None => RebootError::Load { path: name(), source: Box::new(source) },
+        })?;
     reader.finish().map_err(format)?;
     overrides.entrance.begin().map_err(|source| RebootError::Ending { path: name(), source })?;
+    arrival.as_ref().map_or(Ok(()), |arrival| arrival.claim()).map_err(copy)?;
     // The point of no return: this can be loaded by nobody after this.
     let claim =
         stamp.ownership().claim().map_err(|source| RebootError::Ownership { path: name(), source })?;
@@ -299,10 +310,40 @@ pub fn load(place: &Place, overrides: &Overrides) -> Result<(Machine, Report), R
         tracing::error!("{}: that it was loaded may not be on disk: {error}; remove the file", name());
     }
     let machine = loaded.enter(claim, &mut watch);
+    if let Some(arrival) = arrival {
+        arrival.go();
+    }
     let report = report(&machine, &clock, &watch, state_bytes, matches!(ram, FoundRam::Copied(_)));
     // Its keeper finds that out, and ends.
     drop(ram);
     Ok((machine, report))
+}
+
+/// Fills the RAM, or has it come in while the guest runs, where that is wanted and can be.
+fn fill(
+    place: &Place,
+    incoming: &mut Incoming,
+    copied: &Arc<Copied>,
+    lazy: Option<&Lost>,
+) -> Result<Option<Arc<Arrival>>, CopyError> {
+    let Some(block) = incoming.ram_block() else { return Ok(None) };
+    let Some(lost) = lazy else { return copied.fill(block).map(|()| None) };
+    match incoming.missing_pages() {
+        Ok(pages) => {
+            let (path, lost) = (place.to_string(), Arc::clone(lost));
+            let named: Lost = Arc::new(move |why| {
+                tracing::error!("{path}: {why}; the guest has run without it, and cannot go on");
+                lost(why);
+            });
+            let arrival = Arc::new(Arrival::begin(Arc::clone(copied), pages, block.size(), named)?);
+            incoming.fill_by(Arc::clone(&arrival));
+            Ok(Some(arrival))
+        }
+        Err(why) => {
+            tracing::warn!("{place}: all of the RAM is read before the guest runs: {why}");
+            copied.fill(block).map(|()| None)
+        }
+    }
 }
 
 /// How a load went, and what came before it.
@@ -352,7 +393,8 @@ pub fn check(place: &Place, set: &[String]) -> Vec<Blocker> {
     // The serial port's back end is not opened: that could replace a socket or make a file.
     let set = set.iter().cloned().chain(["serial=null".to_owned()]).collect();
     let (events, admit) = (Arc::new(drop), Arc::new(|_: &MachineConfig| Ok(())));
-    let overrides = Overrides { set, paused: true, events, admit, trial: true, entrance: Arc::default() };
+    let entrance = Arc::default();
+    let overrides = Overrides { set, paused: true, events, admit, trial: true, lazy: None, entrance };
     match find(place, &overrides).and_then(|found| found.verify(place)) {
         Ok(()) => Vec::new(),
         Err(RebootError::Load { source, .. }) if !source.blockers().is_empty() => source.blockers(),

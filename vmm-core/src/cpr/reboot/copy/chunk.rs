@@ -67,6 +67,21 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
+/// The stretches of whole pages that are not zeros, of bytes that begin at `at`, each with where it begins. A page of zeros is not touched:
+/// it would take room.
+pub(super) fn data(bytes: &[u8], at: u64) -> impl Iterator<Item = (u64, &[u8])> {
+    let pages = bytes.chunks(PAGE).map(is_zero).collect::<Vec<_>>();
+    let mut from = 0;
+    let runs: Vec<_> = (pages.chunk_by(|one, next| one == next))
+        .map(|run| {
+            let start = from;
+            from = (start + run.len() * PAGE).min(bytes.len());
+            (run[0], start..from)
+        })
+        .collect();
+    runs.into_iter().filter(|(zero, _)| !zero).map(move |(_, run)| (at + run.start as u64, &bytes[run]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +120,20 @@ mod tests {
         assert!(unpacker.unpack(&stored[..stored.len() - 1], 8192).is_err());
         assert!(unpacker.unpack(b"no zstd", 8192).is_err());
         assert!(unpacker.unpack(&stored, 2 * CHUNK as usize).is_err());
+    }
+
+    #[test]
+    fn pages_of_zeros_are_passed_over_and_others_found_in_one_piece() {
+        let mut bytes = vec![0; 6 * PAGE];
+        for at in [PAGE, 3 * PAGE - 1, 5 * PAGE] {
+            bytes[at] = 1;
+        }
+        let found =
+            |bytes: &[u8]| data(bytes, CHUNK).map(|(at, run)| (at - CHUNK, run.len())).collect::<Vec<_>>();
+        assert_eq!(found(&bytes), [(PAGE as u64, 2 * PAGE), (5 * PAGE as u64, PAGE)]);
+        assert_eq!(found(&bytes[..5 * PAGE]), [(PAGE as u64, 2 * PAGE)]);
+        assert_eq!(found(&[1; 100]), [(0, 100)]);
+        assert_eq!(found(&[]), []);
     }
 
     #[test]

@@ -14,8 +14,9 @@
 //! ```
 //!
 //! `layout` is where things are, `state` the section, `chunk` one chunk, `write` and `read` the two directions, each on all
-//! `processors`, `progress` how far they are.
+//! `processors`, `progress` how far they are; `arrival` reads while the guest runs.
 
+mod arrival;
 mod chunk;
 mod layout;
 mod processors;
@@ -32,6 +33,7 @@ use memfd::MemfdOptions;
 use crate::cpr::ownership::PAGE_SIZE;
 use crate::memory::StampLocation;
 
+pub use self::arrival::{Arrival, Lost};
 pub use self::layout::{DATA, Layout, trailer};
 pub use self::progress::Told;
 pub use self::read::Copied;

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::chunk::CHUNK;
+
 /// Told how many bytes of RAM are done, and of how many, by any thread, after each chunk.
 pub type Told<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
@@ -24,8 +26,15 @@ impl<'a> Progress<'a> {
     }
 }
 
+/// Says it in the log, at each tenth.
+pub(super) fn log_tenths(done: u64, total: u64) {
+    if let Some(tenth) = tenth(done, done.saturating_sub(CHUNK), total) {
+        tracing::info!("reading RAM: {tenth}0% of {} MiB", total >> 20);
+    }
+}
+
 /// Which tenth is behind by what is done, where it was not before so many bytes.
-pub(super) fn tenth(done: u64, before: u64, total: u64) -> Option<u64> {
+fn tenth(done: u64, before: u64, total: u64) -> Option<u64> {
     let of = |done: u64| (u128::from(done) * 10).checked_div(total.into()).unwrap_or(0) as u64;
     (of(done) > of(before)).then(|| of(done))
 }

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-use super::chunk::{CHUNK, PAGE, Unpacker, is_zero};
-use super::progress::{Progress, tenth};
+use super::chunk::{CHUNK, PAGE, Unpacker, data};
+use super::progress::{Progress, log_tenths};
 use super::state::{ChunkState, RamCopyState};
 use super::{CopyError, processors};
 use crate::memory::RamBlock;
@@ -34,22 +34,24 @@ impl Copied {
         &self.file
     }
 
+    /// Its chunks, in rising places of the RAM.
+    pub(super) fn chunks(&self) -> &[ChunkState] {
+        &self.state.chunks
+    }
+
+    /// How many bytes they are of RAM with so many. An error says what of them cannot be.
+    pub(super) fn bytes(&self, ram: u64) -> Result<u64, CopyError> {
+        self.state.check(ram, &self.chunks)?;
+        Ok(self.state.chunks.iter().map(|chunk| chunk.bytes(ram) as u64).sum())
+    }
+
     /// Puts every chunk in its place.
     pub fn fill(&self, block: &RamBlock) -> Result<(), CopyError> {
         let ram = Ram::of(block).map_err(CopyError::io("mapping the RAM"))?;
-        let total = self.state.chunks.iter().map(|chunk| chunk.bytes(block.size()) as u64).sum();
-        let told = |done: u64, total: u64| {
-            if let Some(tenth) = tenth(done, done.saturating_sub(CHUNK), total) {
-                tracing::info!("reading RAM: {tenth}0% of {} MiB", total >> 20);
-            }
-        };
-        let progress = Progress::of(total, &told);
+        let progress = Progress::of(self.bytes(block.size())?, &log_tenths);
         self.each(block.size(), &|chunk, bytes| {
-            // A page of zeros is not touched: it would take room.
-            for (page, at) in bytes.chunks(PAGE).zip((chunk.at()..).step_by(PAGE)) {
-                if !is_zero(page) {
-                    ram.put(page, at).map_err(CopyError::io(format!("filling RAM at {at:#x}")))?;
-                }
+            for (at, run) in data(bytes, chunk.at()) {
+                ram.put(run, at).map_err(CopyError::io(format!("filling RAM at {at:#x}")))?;
             }
             progress.add(bytes.len() as u64);
             Ok(())
@@ -58,31 +60,49 @@ impl Copied {
 
     /// Checks every chunk of RAM with so many bytes, and puts nothing anywhere.
     pub fn verify(&self, ram: u64) -> Result<(), CopyError> {
+        self.bytes(ram)?;
         self.each(ram, &|_, _| Ok(()))
     }
 
     /// Reads, checks and unpacks each chunk.
     fn each(&self, ram: u64, put: Put<'_>) -> Result<(), CopyError> {
-        self.state.check(ram, &self.chunks)?;
-        let tools = || {
-            let unpacker = Unpacker::new().map_err(CopyError::io("making a decompressor"))?;
-            Ok((unpacker, vec![0; CHUNK as usize]))
-        };
-        processors::each(&self.state.chunks, &tools, &|chunk, (unpacker, stored)| {
-            let stored = &mut stored[..chunk.stored as usize];
-            let doing = || format!("reading RAM at {:#x}", chunk.at());
-            self.file.read_exact_at(stored, chunk.offset).map_err(CopyError::io(doing()))?;
-            let (found, expected) = (crc32fast::hash(stored), chunk.crc);
-            if found != expected {
-                return Err(CopyError::Damaged { at: chunk.at(), found, expected });
-            }
-            let bytes = chunk.bytes(ram);
-            let unpacked = unpacker.unpack(stored, bytes).map_err(|found| CopyError::Impossible {
-                found: format!("{found} in chunk {}", chunk.index),
-                expected: format!("{bytes} bytes"),
-            })?;
-            put(chunk, unpacked)
+        processors::each(&self.state.chunks, &Tools::new, &|chunk, tools| {
+            put(chunk, self.unpack(chunk, ram, tools)?)
         })
+    }
+
+    /// Reads, checks and unpacks a chunk of RAM with so many bytes, for which all chunks were found possible ([`bytes`](Self::bytes)).
+    pub(super) fn unpack<'a>(
+        &self,
+        chunk: &ChunkState,
+        ram: u64,
+        tools: &'a mut Tools,
+    ) -> Result<&'a [u8], CopyError> {
+        let stored = &mut tools.stored[..chunk.stored as usize];
+        let doing = || format!("reading RAM at {:#x}", chunk.at());
+        self.file.read_exact_at(stored, chunk.offset).map_err(CopyError::io(doing()))?;
+        let (found, expected) = (crc32fast::hash(stored), chunk.crc);
+        if found != expected {
+            return Err(CopyError::Damaged { at: chunk.at(), found, expected });
+        }
+        let bytes = chunk.bytes(ram);
+        tools.unpacker.unpack(stored, bytes).map_err(|found| CopyError::Impossible {
+            found: format!("{found} in chunk {}", chunk.index),
+            expected: format!("{bytes} bytes"),
+        })
+    }
+}
+
+/// What a thread needs to [`unpack`](Copied::unpack): a decompressor, and room for what it takes.
+pub(super) struct Tools {
+    unpacker: Unpacker,
+    stored: Vec<u8>,
+}
+
+impl Tools {
+    pub(super) fn new() -> Result<Self, CopyError> {
+        let unpacker = Unpacker::new().map_err(CopyError::io("making a decompressor"))?;
+        Ok(Self { unpacker, stored: vec![0; CHUNK as usize] })
     }
 }
 
