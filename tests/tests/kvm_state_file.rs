@@ -345,7 +345,7 @@ struct Copying<'h> {
 
 impl<'h> Copying<'h> {
     fn begin(host: &'h Host) -> anyhow::Result<Self> {
-        const SOON: Duration = Duration::from_secs(20);
+        const SOON: Duration = Duration::from_mins(1);
         let vm = Vm::boot(host, Spec { memory_mib: 768, ..Spec::new(Guest::patterns(Mode::Long), 1) })?;
         // Nothing that could be packed.
         let mut noise = vec![0; 1 << 20];
@@ -358,11 +358,11 @@ impl<'h> Copying<'h> {
         let mut monitor = vm.monitor()?;
         let deadline = Instant::now() + SOON;
         let ram = loop {
-            let ram = monitor.execute("query-migrate", &json!({}))?["ram"].clone();
-            if ram["transferred"].as_u64().is_some_and(|bytes| bytes > 0) {
-                break ram;
+            let said = monitor.execute("query-migrate", &json!({}))?;
+            if said["ram"]["transferred"].as_u64().is_some_and(|bytes| bytes > 0) {
+                break said["ram"].clone();
             }
-            ensure!(Instant::now() < deadline, "no RAM is being copied");
+            ensure!(Instant::now() < deadline, "no RAM is being copied: {said}");
         };
         Ok(Self { vm, file, save, monitor, ram })
     }

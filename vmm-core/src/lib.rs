@@ -16,5 +16,7 @@ pub mod machine;
 pub mod memory;
 pub mod monitor;
 pub mod owner;
+#[cfg(test)]
+mod testing;
 pub mod vcpu;
 pub mod x86;

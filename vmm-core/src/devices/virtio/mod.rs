@@ -33,11 +33,3 @@ pub use self::interrupt::{Interrupt, Rewired};
 pub use self::queue::{ActiveQueue, RingError};
 pub use self::transport::{VirtioPci, VirtioQueueState, VirtioState, Wires};
 pub use self::worker::{Handler, Wait, Worker};
-
-/// Says aloud that a test cannot run here; fails where CPR_REQUIRE asks for what needs a whole machine of one's own.
-#[cfg(test)]
-pub(crate) fn skip(missing: impl std::fmt::Display) {
-    let required = std::env::var("CPR_REQUIRE").is_ok_and(|tiers| tiers.split(',').any(|tier| tier == "lab"));
-    assert!(!required, "{missing}");
-    eprintln!("skipped: {missing}");
-}

@@ -22,7 +22,7 @@ fn missing() -> Option<(RamBlock, Arc<GuestRam>, MissingPages)> {
     match MissingPages::of(&ram) {
         Ok(pages) => Some((block, ram, pages)),
         Err(error) => {
-            eprintln!("skipped: {error}");
+            crate::testing::skip("lab", error);
             None
         }
     }

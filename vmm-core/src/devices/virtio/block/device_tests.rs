@@ -292,7 +292,7 @@ fn what_is_written_on_any_queue_is_in_the_image_and_read_back_on_any_other() {
         let config = BlockConfig { queues: 4, aio: Some(aio), ..config };
         let device = match Block::open("disk0", &config) {
             Err(error) if aio == Aio::IoUring => {
-                crate::devices::virtio::skip(error);
+                crate::testing::skip("lab", error);
                 continue;
             }
             device => device.unwrap(),

@@ -40,7 +40,7 @@ impl LoopDevice {
                 Some(Self(String::from_utf8(output.stdout).unwrap().trim().into()))
             }
             other => {
-                crate::devices::virtio::skip(format!("no loop device: {other:?}"));
+                crate::testing::skip("lab", format!("no loop device: {other:?}"));
                 None
             }
         }

@@ -18,7 +18,7 @@ pub(in super::super) fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
         let tap = made.and_then(|()| File::open(TUN));
         match tap.and_then(|_| Command::new("ip").arg("-V").output()) {
             Ok(_) => test(),
-            Err(e) => crate::devices::virtio::skip(format!("no network namespace with taps: {e}")),
+            Err(e) => crate::testing::skip("lab", format!("no network namespace with taps: {e}")),
         }
     });
     if let Err(panic) = thread.join() {

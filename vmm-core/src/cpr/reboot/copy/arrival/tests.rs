@@ -56,7 +56,7 @@ impl Guest {
         let missing = match MissingPages::of(&ram) {
             Ok(missing) => missing,
             Err(error) => {
-                eprintln!("skipped: {error}");
+                crate::testing::skip("lab", error);
                 return None;
             }
         };

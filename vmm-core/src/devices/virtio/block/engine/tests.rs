@@ -31,7 +31,7 @@ fn make_uring(backing: &Backing, depth: u16) -> Option<Box<dyn Engine>> {
     match UringEngine::new(backing.clone(), depth) {
         Ok(engine) => Some(Box::new(engine)),
         Err(e) => {
-            crate::devices::virtio::skip(format!("no io_uring: {e}"));
+            crate::testing::skip("lab", format!("no io_uring: {e}"));
             None
         }
     }
@@ -386,7 +386,7 @@ fn on_a_file_system(test: impl FnOnce(&Path) + Send + 'static) {
         image.as_file().set_len(16 * MIB).unwrap();
         let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image.path()).output();
         if !made.as_ref().is_ok_and(|output| output.status.success()) {
-            return crate::devices::virtio::skip(format!("no ext4: {made:?}"));
+            return crate::testing::skip("lab", format!("no ext4: {made:?}"));
         }
         let Some(device) = LoopDevice::over(image.path(), &[]) else { return };
         let directory = tempfile::tempdir().unwrap();
@@ -395,7 +395,7 @@ fn on_a_file_system(test: impl FnOnce(&Path) + Send + 'static) {
             .and_then(|()| mount(Some(&device.0), directory.path(), Some("ext4"), MsFlags::empty(), NONE));
         match mounted {
             Ok(()) => test(directory.path()),
-            Err(e) => crate::devices::virtio::skip(format!("no mount namespace: {e}")),
+            Err(e) => crate::testing::skip("lab", format!("no mount namespace: {e}")),
         }
         // The mount goes with the namespace; the loop device is detached once it is gone.
     });
