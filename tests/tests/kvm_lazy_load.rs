@@ -32,7 +32,7 @@ cpr_tests::tests!(
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_mins(1);
 /// Where the guest's RAM holds nothing of its own, in MiB.
-const NOISE: std::ops::Range<u64> = 64..448;
+const NOISE: std::ops::Range<u64> = 64..192;
 /// What is in the log when the guest runs, and when nothing is missing any more.
 const RUNS: &str = "of the guest's RAM are there; the rest comes while it runs";
 const ALL: &str = "all of the guest's RAM is there";
