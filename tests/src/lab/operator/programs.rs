@@ -47,8 +47,33 @@ pub fn systemctl_show(unit: &str, property: &str) -> Result<String> {
     Ok(must("systemctl", &["show", "--value", "-p", property, unit])?.trim().to_owned())
 }
 
+/// How long each thread of a guest's process ran in a while: one that does nothing waits for something.
+fn show_threads(name: &str) {
+    const WHILE: Duration = Duration::from_secs(3);
+    let Ok(pid) = systemctl_show(&format!("cpr@{name}.service"), "MainPID") else { return };
+    let ticks = || -> Vec<(String, u64)> {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+        let ran = stats.filter_map(|stat| {
+            let (comm, rest) = stat.rsplit_once(')')?;
+            let spent = rest.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+            Some((comm.to_owned(), spent.sum()))
+        });
+        ran.collect()
+    };
+    let before = ticks();
+    std::thread::sleep(WHILE);
+    println!("--- {name}: of {WHILE:?} its threads ran, in ticks");
+    for ((comm, before), (_, after)) in before.iter().zip(ticks()) {
+        println!("{comm}) {}", after.saturating_sub(*before));
+    }
+}
+
 /// Prints what units, kernel and guests have said, for whoever looks for what went wrong.
 pub fn show_logs() {
+    for name in GUESTS {
+        show_threads(name);
+    }
     const LAST: usize = 4000;
     for path in GUESTS.iter().flat_map(|name| [paths::serial_log(name), paths::console_log(name)]) {
         let said = fs::read(&path).unwrap_or_default();
