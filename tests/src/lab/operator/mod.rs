@@ -149,7 +149,7 @@ pub fn run() -> Result<()> {
     let report = match operate(&scenario, &rate, &mut progress) {
         Ok(()) => Report { operations: progress.reports, powered_off: true, ..Report::default() },
         Err(error) => {
-            programs::show_logs();
+            programs::show_logs(&scenario);
             let stopped_by = Some(format!("{error:#}"));
             Report { operations: progress.reports, stopped_by, ..Report::default() }
         }

@@ -9,10 +9,11 @@ use anyhow::{Context, Result, ensure};
 
 use super::guest::Followed;
 use super::{KEPT, OperationReport};
+use crate::lab::autopsy;
 use crate::lab::commands::until_within;
 use crate::lab::kexec;
 use crate::lab::paths::{self, GUESTS};
-use crate::lab::scenario::Scenario;
+use crate::lab::scenario::{Backing, Guest, Scenario};
 
 /// For a host to take its guests down.
 const DOWN_WITHIN: Duration = Duration::from_mins(5);
@@ -56,7 +57,8 @@ fn show_threads(name: &str) {
         let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
         let ran = stats.filter_map(|stat| {
             let (comm, rest) = stat.rsplit_once(')')?;
-            let spent = rest.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+            let spent =
+                rest.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
             Some((comm.to_owned(), spent.sum()))
         });
         ran.collect()
@@ -69,10 +71,26 @@ fn show_threads(name: &str) {
     }
 }
 
+/// Where a guest's vCPUs stand, if its RAM is where that can be seen: it is saved for that.
+fn show_vcpus(name: &str, guest: &Guest) {
+    if guest.backing == Backing::Memfd {
+        return;
+    }
+    let state = Path::new(KEPT).join(format!("{name}.autopsy"));
+    let (code, said) =
+        run_program("cpr-save", &["reboot", name, "--to", &format!("file:{}", state.display())]);
+    if code != Some(0) {
+        println!("{name} cannot be saved: {said}");
+    } else if let Err(error) = autopsy::print(&state, &paths::ram(name, guest)) {
+        println!("where the vCPUs of {name} stand cannot be told: {error:#}");
+    }
+}
+
 /// Prints what units, kernel and guests have said, for whoever looks for what went wrong.
-pub fn show_logs() {
-    for name in GUESTS {
+pub fn show_logs(scenario: &Scenario) {
+    for (name, guest) in GUESTS.iter().zip(std::iter::once(&scenario.guest).chain(&scenario.second)) {
         show_threads(name);
+        show_vcpus(name, guest);
     }
     const LAST: usize = 4000;
     for path in GUESTS.iter().flat_map(|name| [paths::serial_log(name), paths::console_log(name)]) {
