@@ -290,7 +290,7 @@ pub fn load(place: &Place, overrides: &Overrides) -> Result<(Machine, Report), R
     let loaded = incoming
         .load(&mut reader, &mut watch)
         // What RAM that cannot be had did to the load is not the reason.
-        .map_err(|source| match arrival.as_ref().and_then(|arrival| arrival.claim().err()) {
+        .map_err(|source| match arrival.as_ref().and_then(|arrival| arrival.refused()) {
             Some(error) => copy(error),
             None => RebootError::Load { path: name(), source: Box::new(source) },
         })?;

@@ -77,6 +77,13 @@ enum Stage {
     Over,
 }
 
+impl Stage {
+    fn refused(&mut self) -> Option<CopyError> {
+        let Self::Refused(why) = self else { return None };
+        Some(why.take().unwrap_or(CopyError::Cancelled))
+    }
+}
+
 #[derive(Debug, Default)]
 enum Chunk {
     #[default]
@@ -123,11 +130,16 @@ impl Arrival {
     /// To be asked just before the guest is claimed: from then on what cannot be had is lost. An error is why the guest must not be.
     pub fn claim(&self) -> Result<(), CopyError> {
         let mut inner = self.shared.lock();
-        if let Stage::Refused(why) = &mut inner.stage {
-            return Err(why.take().unwrap_or(CopyError::Cancelled));
+        if let Some(why) = inner.stage.refused() {
+            return Err(why);
         }
         inner.stage = Stage::Claimed;
         Ok(())
+    }
+
+    /// Why the guest must not be claimed, if that is known by now; once.
+    pub fn refused(&self) -> Option<CopyError> {
+        self.shared.lock().stage.refused()
     }
 
     /// The guest runs: has the rest come in.

@@ -172,6 +172,16 @@ fn a_damaged_chunk_that_is_needed_before_the_claim_refuses_the_guest_and_keeps_n
 }
 
 #[test]
+fn who_asks_whether_the_guest_is_refused_has_not_claimed_it() {
+    let Some(guest) = Guest::saved(damage(3)) else { return };
+    assert!(guest.arrival().refused().is_none());
+    guest.finds(3 * CHUNK + PAGE);
+    assert!(guest.lost.try_recv().is_err());
+    assert!(matches!(guest.arrival().refused(), Some(CopyError::Damaged { .. })));
+    assert!(guest.arrival().claim().is_err());
+}
+
+#[test]
 fn a_damaged_chunk_of_a_guest_that_runs_is_lost_and_nobody_finds_anything_in_its_place() {
     let Some(mut guest) = Guest::saved(damage(3)) else { return };
     guest.arrival().claim().unwrap();
