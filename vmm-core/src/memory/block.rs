@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::check::{self, is_in_memory, page_size_of};
+#[cfg(test)]
 use super::dax;
 use super::lock::{self, Extent};
 use super::open::{self, PAGE_SIZE, RAM_SEALS};
@@ -40,7 +41,7 @@ pub struct RamBlock {
 }
 
 /// Where a block is in its backing.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Place {
     /// Where the RAM begins.
     pub(super) ram: u64,
@@ -48,7 +49,7 @@ pub(super) struct Place {
     pub(super) stamp: Option<u64>,
     /// What of the backing is locked, if it has a path.
     pub(super) extent: Extent,
-    /// Where the last unit of a DAX device is.
+    /// Where the last whole unit of a DAX device is.
     pub(super) last: Option<u64>,
 }
 
@@ -56,12 +57,6 @@ impl Place {
     /// All of the backing, with a stamp there.
     pub(super) fn all(stamp: Option<u64>) -> Self {
         Self { ram: 0, stamp, extent: Extent::All, last: None }
-    }
-}
-
-impl From<dax::Place> for Place {
-    fn from(dax::Place { ram, stamp, extent, last }: dax::Place) -> Self {
-        Self { ram, stamp: Some(stamp), extent, last: Some(last) }
     }
 }
 
@@ -210,7 +205,7 @@ impl RamBlock {
         let path = config.backing.path().cloned().unwrap_or_default();
         let (file, kind, page_size, place) = if let Backing::Dax { .. } = config.backing {
             let (file, align, place) = open::dax(name, &path, size, config.backing.offset())?;
-            (file, RamKind::Dax, align, place.into())
+            (file, RamKind::Dax, align, place)
         } else {
             let file = open::file(name, &path, create)?;
             let page_size = page_size_of(&file).map_err(MemoryError::io(
@@ -452,7 +447,7 @@ impl RamBlock {
             page_size: align,
             seals: 0,
             path: Some(path.into()),
-            place: place.unwrap().into(),
+            place: place.unwrap(),
         };
         block.acquire_lock().map(|()| block)
     }

@@ -163,7 +163,7 @@ impl Check<'_> {
         let place = geometry.place(self.state.size, offset);
         let place = place.map_err(|(found, expected)| self.wrong(found, expected))?;
         self.locked(&place.extent)?;
-        Ok(place.into())
+        Ok(place)
     }
 
     fn regular(&self) -> Result<(), FdError> {

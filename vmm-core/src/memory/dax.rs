@@ -7,6 +7,7 @@ use std::path::Path;
 
 use nix::sys::stat::{major, minor};
 
+use super::block::Place;
 use super::lock::Extent;
 use crate::config::ByteSize;
 
@@ -19,19 +20,6 @@ pub(super) struct Geometry {
     pub(super) align: u64,
 }
 
-/// Where a guest's RAM is in a device.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    /// Where the RAM begins.
-    pub(super) ram: u64,
-    /// Where its stamp is.
-    pub(super) stamp: u64,
-    /// What of the device is the guest's.
-    pub(super) extent: Extent,
-    /// Where the device's last whole unit is.
-    pub(super) last: u64,
-}
-
 impl Geometry {
     /// Where so much RAM goes: at an offset, with its stamp in the unit behind it; without one all of the device is the guest's, whose
     /// stamp is in the last unit. An error is what was found, and what was expected.
@@ -41,12 +29,13 @@ impl Geometry {
         let ram = offset.unwrap_or(0);
         let whole = ram.is_multiple_of(align) && size.is_multiple_of(align);
         let end = ram.checked_add(size).filter(|end| whole && *end <= last);
+        let place = |stamp, extent| Place { ram, stamp: Some(stamp), extent, last: Some(last) };
         let place = match offset {
-            None => end.map(|_| Place { ram, stamp: last, extent: Extent::All, last }),
+            None => end.map(|_| place(last, Extent::All)),
             Some(_) => end
                 .and_then(|stamp| stamp.checked_add(align))
                 .filter(|end| *end <= last)
-                .map(|end| Place { ram, stamp: end - align, extent: Extent::Part(ram..end), last }),
+                .map(|end| place(end - align, Extent::Part(ram..end))),
         };
         place.ok_or_else(|| {
             let (found, size) = (format!("{} in units of {}", ByteSize(all), ByteSize(align)), ByteSize(size));
@@ -116,9 +105,9 @@ mod tests {
         const M: u64 = 1 << 20;
         let device = Geometry { size: 17 * M, align: 2 * M };
         let whole = device.place(14 * M, None).unwrap();
-        assert_eq!(whole, Place { ram: 0, stamp: 14 * M, extent: Extent::All, last: 14 * M });
+        assert_eq!(whole, Place { ram: 0, stamp: Some(14 * M), extent: Extent::All, last: Some(14 * M) });
         let part = device.place(4 * M, Some(8 * M)).unwrap();
-        assert_eq!((part.ram, part.stamp, part.extent), (8 * M, 12 * M, Extent::Part(8 * M..14 * M)));
+        assert_eq!((part.ram, part.stamp, part.extent), (8 * M, Some(12 * M), Extent::Part(8 * M..14 * M)));
         for (size, offset) in [
             (16 * M, None),
             (3 * M, None),
@@ -133,7 +122,7 @@ mod tests {
         let (found, expected) = device.place(8 * M, Some(8 * M)).unwrap_err();
         assert_eq!(found, "17M in units of 2M");
         assert!(expected.contains("from 8M on for 8M") && expected.contains("at 14M"), "{expected}");
-        assert!(Geometry { size: M, align: 2 * M }.place(0, None).is_ok_and(|place| place.last == 0));
+        assert!(Geometry { size: M, align: 2 * M }.place(0, None).is_ok_and(|place| place.last == Some(0)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{FileOffset, MmapRegion};
 
+use super::block::Place;
 use super::{MemoryError, dax};
 use crate::config::{ByteSize, HugePageSize};
 
@@ -108,7 +109,7 @@ pub(super) fn dax(
     path: &Path,
     size: u64,
     offset: Option<u64>,
-) -> Result<(File, u64, dax::Place), MemoryError> {
+) -> Result<(File, u64, Place), MemoryError> {
     let refused =
         |(found, expected)| MemoryError::Backing { block: name.into(), path: path.into(), found, expected };
     let file = OpenOptions::new()
