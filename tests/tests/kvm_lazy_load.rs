@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use cpr_tests::guests::{Guest, Mode};
@@ -70,6 +70,13 @@ impl<'h> Saved<'h> {
         self.vm.becomes("running")
     }
 
+    /// It goes on, with all that its RAM held, which may be mapped by now.
+    fn is_whole(&mut self) -> anyhow::Result<()> {
+        self.vm.find_ram()?;
+        self.vm.goes_on()?;
+        self.holds_its_noise()
+    }
+
     /// Its RAM holds what it held.
     fn holds_its_noise(&mut self) -> anyhow::Result<()> {
         let mut found = vec![0; MIB as usize];
@@ -82,32 +89,18 @@ impl<'h> Saved<'h> {
     }
 }
 
-fn says(process: &mut Process, words: &str) -> anyhow::Result<String> {
-    let deadline = Instant::now() + SOON;
-    loop {
-        if let Some(line) = process.log().lines().find(|line| line.contains(words)) {
-            return Ok(line.to_owned());
-        }
-        process.must_run()?;
-        ensure!(Instant::now() < deadline, "it did not say '{words}', but: {}", process.log());
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 fn a_guest_runs_before_its_ram_is_read_and_finds_all_of_it() -> anyhow::Result<()> {
     let host = Host::new()?;
     let mut saved = Saved::new(&host, false)?;
     saved.resume()?;
-    let runs = says(&mut saved.vm.process, RUNS)?;
+    let runs = saved.vm.process.says(RUNS, SOON)?;
     let amounts: Vec<u64> = runs.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     ensure!(
         matches!(amounts[..], [here, all] if here < 8 && all >= NOISE.end - NOISE.start),
         "the guest did not run before its RAM was read: {runs}"
     );
-    says(&mut saved.vm.process, ALL)?;
-    saved.vm.find_ram()?;
-    saved.vm.goes_on()?;
-    saved.holds_its_noise()?;
+    saved.vm.process.says(ALL, SOON)?;
+    saved.is_whole()?;
     let ram = saved.vm.ask("query-migrate")?["ram"].clone();
     ensure!(ram.is_null(), "all of the RAM is there, and query-migrate has {ram}");
     let state = format!("{}/fd", saved.vm.process.pid());
@@ -127,15 +120,11 @@ fn a_guest_that_is_saved_or_handed_over_while_its_ram_comes_in_takes_all_of_it_a
     saved.file = saved.vm.save_with_ram()?;
     saved.resume()?;
     saved.vm.transfer()?;
-    saved.vm.find_ram()?;
-    saved.vm.goes_on()?;
-    saved.holds_its_noise()?;
+    saved.is_whole()?;
     saved.file = saved.vm.save_with_ram()?;
     saved.resume()?;
     saved.vm.exec()?;
-    saved.vm.find_ram()?;
-    saved.vm.goes_on()?;
-    saved.holds_its_noise()
+    saved.is_whole()
 }
 
 fn a_handover_that_waits_for_ram_can_be_called_off_and_the_guest_be_ended() -> anyhow::Result<()> {
@@ -209,14 +198,12 @@ fn where_pages_cannot_be_waited_for_all_is_read_before() -> anyhow::Result<()> {
                 command.pre_exec(move || seccompiler::apply_filter(&filter).map_err(std::io::Error::other))
             };
         }
-        saved.vm.process = Process::start("whole", &mut command, &host.path().join("."))?;
+        saved.vm.process = Process::start("whole", &mut command, host.path())?;
         saved.vm.becomes("running")?;
         let log = saved.vm.process.log();
         ensure!(log.contains("all of the RAM is read before the guest runs") && log.contains(why), "{log}");
         ensure!(!log.contains(RUNS), "{log}");
-        saved.vm.find_ram()?;
-        saved.vm.goes_on()?;
-        saved.holds_its_noise()?;
+        saved.is_whole()?;
         std::fs::remove_file(host.path().join("whole.log"))?;
     }
     Ok(())

@@ -5,7 +5,6 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -392,21 +391,13 @@ fn ram_that_is_being_copied_keeps_nobody_waiting_and_can_be_called_off() -> anyh
 
 fn a_guest_that_is_to_end_while_it_is_saved_is_asked_to_when_that_is_called_off() -> anyhow::Result<()> {
     const SOON: Duration = Duration::from_secs(20);
-    let hears = |vm: &Vm, words: &str| {
-        let deadline = Instant::now() + SOON;
-        while !vm.process.log().contains(words) {
-            ensure!(Instant::now() < deadline, "its process did not say '{words}': {}", vm.process.log());
-            thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    };
     let host = Host::new()?;
     // One that heeds no power button: whoever saves it is to hear how that ended before it is gone.
-    let copying = Copying::begin(&host)?;
+    let mut copying = Copying::begin(&host)?;
     copying.vm.process.signal(Signal::SIGTERM)?;
-    hears(&copying.vm, "is being handed over")?;
+    copying.vm.process.says("is being handed over", SOON)?;
     let mut vm = copying.cancel()?;
-    hears(&vm, "asked the guest to power off")?;
+    vm.process.says("asked the guest to power off", SOON)?;
     vm.goes_on()?;
     vm.process.signal(Signal::SIGTERM)?;
     ensure!(vm.process.wait(SOON)?.success(), "it ended otherwise: {}", vm.process.log());

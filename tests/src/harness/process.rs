@@ -66,6 +66,19 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Waits until it has printed some words; gives the line that they are in.
+    pub fn says(&mut self, words: &str, within: Duration) -> anyhow::Result<String> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(line) = self.log().lines().find(|line| line.contains(words)) {
+                return Ok(line.to_owned());
+            }
+            self.must_run()?;
+            ensure!(Instant::now() < deadline, "{} did not say '{words}', but: {}", self.name, self.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         kill(Pid::from_raw(self.pid()), signal).with_context(|| format!("sending {signal} to {}", self.name))
