@@ -42,6 +42,8 @@ pub const ALARM: u64 = 0x4c;
 
 /// Offset in an area: `u32`s, what the debug registers must hold, by their number.
 pub const DEBUG_REGISTERS: u64 = 0x100;
+/// Offset in an area: KVM's steal time, `u64` ns first ([`super::Hold::STOLEN`]).
+pub const STOLEN: u64 = 0x200;
 /// Offset in an area: the XSAVE image that the floating-point state must equal.
 pub const FPU_WANTED: u64 = 0x400;
 

@@ -18,6 +18,7 @@ core::arch::global_asm!(
     AREA_SIZE = const layout::AREA_SIZE,
     KERNEL = const layout::KERNEL,
     WAKING_VECTOR = const layout::WAKING_VECTOR,
+    STOLEN = const layout::STOLEN,
     RAMS = const layout::RAMS,
     RAM_SIZE = const layout::RAM_SIZE,
     options(att_syntax)
@@ -94,6 +95,8 @@ impl Hold {
     pub const TIMER: Self = Self(16);
     /// A LAPIC timer in TSC-deadline mode, in place of the periodic one.
     pub const DEADLINE: Self = Self(32);
+    /// Where KVM tells of time that was stolen ([`layout::STOLEN`]); not under another hypervisor.
+    pub const STOLEN: Self = Self(64);
     /// All that go together, where the vCPU has them.
     pub const ALL: Self = Self(31);
 }

@@ -200,6 +200,7 @@ impl Incoming {
         watch.lap("target: load interrupts");
         let off = clock.load_clock(&machine.vm)?;
         machine.vcpus.after_clock(&vcpus)?;
+        machine.vcpus.have_stood(clock.stood()?);
         tracing::debug!("kvmclock is off by {off} ns");
         watch.lap("target: load clock");
         let loaded = Loaded { machine, run_state, wake: wake && run_state == RunState::Suspended };

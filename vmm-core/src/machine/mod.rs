@@ -227,10 +227,14 @@ impl Loaded {
             watch.lap_of("target: resume", device.id());
         }
         *self.machine.state.wait() = self.run_state;
+        let memory = self.machine.ram.memory();
+        if self.run_state == RunState::Running {
+            self.machine.vcpus.note_stop(memory);
+        }
         // Before they are woken: the guest may take this processor at once.
         watch.lap("target: enter");
         if self.run_state == RunState::Running {
-            self.machine.vcpus.enter();
+            self.machine.vcpus.enter(memory);
         }
         self.machine
     }
@@ -305,7 +309,7 @@ impl Machine {
         state.step(RunState::Paused)?;
         if let Err(error) = self.vcpus.park(Instant::now() + STOP) {
             *state = RunState::Running;
-            self.vcpus.enter();
+            self.vcpus.enter(self.ram.memory());
             return Err(error.into());
         }
         if self.is_asleep() {
@@ -322,8 +326,7 @@ impl Machine {
             return Ok(false);
         }
         state.step(RunState::Running)?;
-        self.vcpus.note_pause();
-        self.vcpus.enter();
+        self.vcpus.enter(self.ram.memory());
         Ok(true)
     }
 

@@ -27,7 +27,7 @@ impl Machine {
                 *state = RunState::Running;
                 // It may ask again.
                 self.asleep.store(false, SeqCst);
-                self.vcpus.enter();
+                self.vcpus.enter(self.ram.memory());
                 return Err(error.into());
             }
         }
@@ -64,7 +64,7 @@ impl Machine {
         self.devices.all().for_each(Device::resume);
         state.step(RunState::Running)?;
         self.asleep.store(false, SeqCst);
-        self.vcpus.enter();
+        self.vcpus.enter(self.ram.memory());
         Ok(())
     }
 }

@@ -138,7 +138,7 @@ impl Drop for Stopped<'_> {
         // A vCPU may take this processor at once, and go to sleep.
         self.state.show();
         if self.was == RunState::Running {
-            self.machine.vcpus.enter();
+            self.machine.vcpus.enter(self.machine.ram.memory());
         }
     }
 }

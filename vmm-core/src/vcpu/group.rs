@@ -2,20 +2,24 @@
 //!
 //! 1. They are stopped together: all are asked before any is waited for.
 //! 2. States are read and written on the vCPUs' own threads, at the same time; the first on the caller's.
+//! 3. For how long they stood the guest is told before they run again, whatever they stood for.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::GuestMemoryMmap;
 
 use super::load;
 use super::plan::VcpuPlan;
 use super::save::{SavedMpState, VcpuSaver};
 use super::state::{VcpuState, VcpuStateError};
+use super::stolen;
 use super::thread::{StopTimeout, VcpuThread};
 use super::unhalt;
 use crate::x86::boot::{self, BootEntry, BootError};
 use crate::x86::clock::Resumption;
+use crate::x86::msr::KVM_STEAL_TIME;
 use crate::x86::platform::Platform;
 
 /// For reading or writing one vCPU's state; a bound against a kernel that hangs, not an expectation.
@@ -62,6 +66,25 @@ pub struct Vcpus {
     plan: Arc<VcpuPlan>,
     /// What each was made with.
     fresh: Vec<VcpuState>,
+    /// Set while they are stopped, after they have run, here or elsewhere.
+    stopped: Mutex<Option<Standstill>>,
+}
+
+/// Since when vCPUs stand, and for how long they had stood before that.
+#[derive(Debug, Clone, Copy)]
+struct Standstill {
+    since: Instant,
+    before: Duration,
+}
+
+impl Standstill {
+    fn after(before: Duration) -> Self {
+        Self { since: Instant::now(), before }
+    }
+
+    fn time(&self) -> Duration {
+        self.before + self.since.elapsed()
+    }
 }
 
 /// What one vCPU's work came to, once it is done.
@@ -74,7 +97,7 @@ impl Vcpus {
         let savers = (0..threads.len() as u32)
             .map(|index| Arc::new(Mutex::new(VcpuSaver::new(index, Arc::clone(&plan)))))
             .collect();
-        let mut vcpus = Self { threads, savers, plan, fresh: Vec::new() };
+        let mut vcpus = Self { threads, savers, plan, fresh: Vec::new(), stopped: Mutex::new(None) };
         vcpus.fresh = vcpus.save_all()?;
         Ok(vcpus)
     }
@@ -124,22 +147,37 @@ impl Vcpus {
     /// Stops all of them. After an error some may have stopped: [`Self::enter`] lets them go on.
     pub fn park(&self, deadline: Instant) -> Result<(), StopTimeout> {
         self.threads.iter().for_each(VcpuThread::request_stop);
-        self.threads.iter().try_for_each(|thread| thread.wait_parked(deadline))
+        self.threads.iter().try_for_each(|thread| thread.wait_parked(deadline))?;
+        lock(&self.stopped).get_or_insert_with(|| Standstill::after(Duration::ZERO));
+        Ok(())
+    }
+
+    /// Says for how long the guest has stood that was loaded.
+    pub fn have_stood(&self, time: Duration) {
+        *lock(&self.stopped) = Some(Standstill::after(time));
     }
 
     /// Lets all of them run.
-    pub fn enter(&self) {
+    pub fn enter(&self, memory: &GuestMemoryMmap) {
+        self.note_stop(memory);
         self.threads.iter().for_each(VcpuThread::run);
     }
 
-    /// Tells each parked vCPU that it was stopped, so that the guest's watchdogs do not mind.
-    pub fn note_pause(&self) {
-        for thread in &self.threads {
+    /// Tells each vCPU that it was stopped, so that the guest's watchdogs do not mind, and for how long. Once for each stop.
+    pub fn note_stop(&self, memory: &GuestMemoryMmap) {
+        // Without one, some may not be parked.
+        let Some(stopped) = lock(&self.stopped).take() else { return };
+        let knows_steal_time = self.plan.msrs.has(KVM_STEAL_TIME);
+        for (index, thread) in self.threads.iter().enumerate() {
+            let vcpu = thread.vcpu();
             // A vCPU without kvmclock cannot be told: EINVAL.
-            if let Err(error) = thread.vcpu().kvmclock_ctrl()
+            if let Err(error) = vcpu.kvmclock_ctrl()
                 && error.errno() != libc::EINVAL
             {
-                tracing::warn!("telling a vCPU that it was stopped: {error}");
+                tracing::warn!("telling vCPU {index} that it was stopped: {error}");
+            }
+            if knows_steal_time && let Err(error) = stolen::add(&vcpu, memory, stopped.time()) {
+                tracing::warn!("telling the guest for how long vCPU {index} stood: {error}");
             }
         }
     }

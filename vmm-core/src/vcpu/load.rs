@@ -83,18 +83,12 @@ fn write(
     }
 }
 
-/// When the VM's clock is set: the guest's wall clock page is written for the clock that now holds, and
-/// the guest is told that it was stopped, so that its watchdogs do not mind.
+/// When the VM's clock is set: the guest's wall clock page is written for the clock that now holds.
 pub fn after_clock(index: u32, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), VcpuStateError> {
     // The wall clock is the VM's, and every vCPU's register tells the same.
     let wall_clock = |msr: &&Msr| index == 0 && msr.index == KVM_WALL_CLOCK && msr.value != 0;
     msr::write(vcpu, state.msrs.iter().filter(wall_clock))
-        .map_err(|source| VcpuStateError::Msr { vcpu: index, source })?;
-    match vcpu.kvmclock_ctrl() {
-        // This vCPU has no kvmclock to tell it through.
-        Err(e) if e.errno() == libc::EINVAL => Ok(()),
-        result => result.map_err(ioctl(index, "KVM_KVMCLOCK_CTRL")),
-    }
+        .map_err(|source| VcpuStateError::Msr { vcpu: index, source })
 }
 
 /// The XSAVE area in this host's size. What is cut off must hold nothing.

@@ -4,7 +4,8 @@
 //! 2. [`save`] and [`load`] follow the one order in which KVM's side effects lose nothing.
 //! 3. [`state`] is the wire form: [`load`] gives back what [`save`] read, byte for byte but for what runs by itself.
 //! 4. [`unhalt`] makes up for what KVM keeps of a vCPU and does not show.
-//! 5. [`thread`] runs the guest or is parked; [`kick`] gets it out; [`ioctls`] are the ones that `kvm-ioctls` lacks.
+//! 5. [`stolen`] tells the guest's kernel for how long it stood.
+//! 6. [`thread`] runs the guest or is parked; [`kick`] gets it out; [`ioctls`] are the ones that `kvm-ioctls` lacks.
 
 pub mod group;
 pub mod ioctls;
@@ -13,5 +14,6 @@ pub mod load;
 pub mod plan;
 pub mod save;
 pub mod state;
+pub mod stolen;
 pub mod thread;
 pub mod unhalt;

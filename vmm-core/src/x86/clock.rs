@@ -13,6 +13,7 @@
 //!    runs at another rate, the offset is shifted so that the guest's counts what has passed, the same for all vCPUs.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use kvm_bindings::{KVM_CLOCK_HOST_TSC, kvm_clock_data};
 use kvm_ioctls::VmFd;
@@ -312,6 +313,11 @@ impl Resumption {
 
     fn elapsed_ns(&self, now: HostTime) -> u64 {
         self.saved.since(now, self.basis)
+    }
+
+    /// For how long the guest has stood, by which its clocks go on.
+    pub fn stood(&self) -> Result<Duration, ClockError> {
+        Ok(Duration::from_nanos(self.elapsed_ns(HostTime::now()?)))
     }
 
     /// What kvmclock must show at an instant.

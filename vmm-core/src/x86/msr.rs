@@ -17,6 +17,8 @@ pub const IA32_TSC: u32 = 0x10;
 pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// Where the guest wants the wall clock of its boot: written after the VM's clock, since KVM writes the page then.
 pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
+/// Where the guest wants to be told of the time that was stolen from a vCPU.
+pub const KVM_STEAL_TIME: u32 = 0x4b56_4d03;
 /// Where asynchronous page faults are told.
 const KVM_ASYNC_PF_EN: u32 = 0x4b56_4d02;
 /// The interrupt for it.
@@ -97,6 +99,11 @@ impl MsrPlan {
     /// Whether a fresh vCPU has this value.
     pub fn is_fresh(&self, msr: &Msr) -> bool {
         self.fresh.binary_search(&(msr.index, msr.value)).is_ok()
+    }
+
+    /// Whether this host has the register.
+    pub fn has(&self, index: u32) -> bool {
+        self.fresh.binary_search_by_key(&index, |(index, _)| *index).is_ok()
     }
 
     /// Which registers are saved.

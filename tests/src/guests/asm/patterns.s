@@ -216,6 +216,15 @@ g_patterns\mode:
     NEXT_MSR \mode
     movl %ebp, %esi
 5:
+    testl $HOLD_STOLEN, %esi
+    jz 5f
+    movl INDEX(%edi), %eax
+    imull $AREA_SIZE, %eax
+    addl $(AREAS + STOLEN + 1), %eax
+    xorl %edx, %edx
+    movl $0x4b564d03, %ecx              # KVM's steal time
+    wrmsr
+5:
     # RAM: each dword is of its address and of how often it was written.
     movl INDEX(%edi), %ebx
     shll $16, %ebx

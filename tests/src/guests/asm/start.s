@@ -42,6 +42,7 @@
 .set SLEEP, 0x48
 .set ALARM, 0x4c
 .set PATTERN, 0x80
+.set STOLEN, {STOLEN}
 .set WANTED, 0x400
 .set SEEN, 0x800
 
@@ -62,6 +63,7 @@
 .set HOLD_MSRS, 8
 .set HOLD_TIMER, 16
 .set HOLD_DEADLINE, 32
+.set HOLD_STOLEN, 64
 .set RAMS, {RAMS}
 .set RAM_SIZE, {RAM_SIZE}
 .set RAM_STEP, 1024                     # bytes of RAM checked in a sweep
