@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::power;
+use crate::setup::{self, Before};
 
 const PORTS: &str = "/sys/class/virtio-ports";
 const PORT: &str = "org.qemu.guest_agent.0";
@@ -30,6 +31,7 @@ pub fn be_late() {
 
 /// Answers without end.
 pub fn run() {
+    setup::real_time(Before::Load);
     loop {
         if let Some(path) = port()
             && let Ok(file) = OpenOptions::new().read(true).write(true).open(path)

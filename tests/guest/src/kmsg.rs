@@ -8,6 +8,7 @@ use guest_init::frame::Kind;
 use guest_init::kernel_log;
 
 use crate::console::Console;
+use crate::setup::{self, Before};
 
 /// How many messages of trouble were seen.
 #[derive(Default)]
@@ -22,6 +23,7 @@ impl Seen {
 
 /// Follows the log from its first message, without end.
 pub fn run(seen: &Seen, console: &Console) {
+    setup::real_time(Before::Load);
     let Ok(mut log) = File::open("/dev/kmsg") else { return };
     let mut record = vec![0; 8192];
     loop {

@@ -148,6 +148,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     }
     let filler = Arc::clone(&watch);
     thread::spawn(move || {
+        setup::real_time(setup::Before::Load);
         loop {
             filler.console.numbered();
             thread::sleep(Duration::from_secs(1) / options.rate);

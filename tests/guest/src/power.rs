@@ -11,6 +11,8 @@ use guest_init::link;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::Pid;
 
+use crate::setup::{self, Before};
+
 const INIT: Pid = Pid::from_raw(1);
 /// The real-time signal that has systemd start its poweroff.target.
 const START_POWEROFF: i32 = 4;
@@ -76,6 +78,7 @@ pub fn watch_button(before: impl Fn() + Send + Sync + 'static) {
         let Ok(mut device) = File::open(entry.path()) else { continue };
         let before = Arc::clone(&before);
         thread::spawn(move || {
+            setup::real_time(Before::Load);
             let mut event = [0; EVENT_TIME + 8];
             while device.read_exact(&mut event).is_ok() {
                 let half = |at: usize| u16::from_ne_bytes([event[at], event[at + 1]]);

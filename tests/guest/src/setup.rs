@@ -21,7 +21,9 @@ pub fn pin(cpu: usize) {
 }
 
 /// Lets real-time threads run for as long as they want. A guest's clock goes on while it is paused, and its scheduler charges
-/// that time to whoever ran at that moment: a real-time thread would be held back for as long again.
+/// that time to whoever ran at that moment, unless it counts it as stolen: a real-time thread would be held back for as long again, and
+/// an ordinary one until each other that wants to run has had as much. So whoever answers, or writes to the console that answers go
+/// to, is a real-time thread.
 pub fn unthrottle() {
     // Without it they are late, and the lab says so.
     let _ = std::fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1");

@@ -25,6 +25,8 @@ use super::report::Pings;
 const PING_EVERY: Duration = Duration::from_millis(200);
 /// On a busy machine a serial port under TCG does a hundred bytes a second.
 const ANSWER_WITHIN: Duration = Duration::from_secs(90);
+/// For an answer that did not come in that time: one that comes at last tells that the guest goes on.
+const AT_LAST_WITHIN: Duration = Duration::from_secs(150);
 
 /// What a guest has said and answered, for another client of it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -89,7 +91,16 @@ impl Console {
     /// Sends a command and waits for the answer.
     pub fn command(&self, command: &str) -> Result<String> {
         lock(&self.shared).send(command).with_context(|| format!("sending {command:?} to the guest"))?;
-        self.reply(ANSWER_WITHIN).with_context(|| format!("the guest did not answer {command:?}"))
+        let asked = Instant::now();
+        self.reply(ANSWER_WITHIN).map_err(|error| {
+            let at_last = self.reply(AT_LAST_WITHIN).is_ok();
+            let seconds = asked.elapsed().as_secs();
+            error.context(if at_last {
+                format!("the guest answered {command:?} at last, after {seconds} s")
+            } else {
+                format!("the guest did not answer {command:?} in {seconds} s")
+            })
+        })
     }
 
     /// Sends an empty line.

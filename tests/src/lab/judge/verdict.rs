@@ -2,10 +2,11 @@
 
 /// What the lab's own machine does to itself or to a guest about once an hour, handover or not (docs/limits.md), as it is found in
 /// why a run stopped or in what a kernel says.
-const OF_THE_MACHINE: [&str; 9] = [
+const OF_THE_MACHINE: [&str; 10] = [
     "the host ended without a report",
     "TSC stands still",
     "nothing came within 90s",
+    " at last, after ",
     "no prompt for a login came",
     "the other guest",
     "for the guest to be loaded",
