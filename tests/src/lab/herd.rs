@@ -194,7 +194,7 @@ fn processes() -> Result<usize> {
     let mut count = 0;
     for entry in fs::read_dir("/proc").context("looking for processes")? {
         match fs::read_link(entry?.path().join("exe")) {
-            Ok(program) => count += usize::from(program == Path::new(COMMANDS).join("cpr-load")),
+            Ok(program) => count += usize::from(program.ends_with("cpr-load")),
             // No process, a thread of the kernel's, or one that has ended meanwhile.
             Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => {}
             Err(error) => return Err(error).context("looking at a process"),

@@ -1,6 +1,6 @@
 //! The first process of the lab's host.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 
 use super::image::SCENARIO;
 use super::kexec;
+use super::operator::LAB;
 use super::operator::enter::enter;
 use super::scenario::Scenario;
 
@@ -38,8 +39,20 @@ pub fn run() -> Result<()> {
 
 /// When the host's first process began, by its kernel's clock.
 pub fn started() -> Result<Duration> {
-    let said = std::env::var(STARTED).with_context(|| format!("reading {STARTED}"))?;
+    let said = match std::env::var(STARTED) {
+        Ok(said) => said,
+        // A service of the host's root has an environment of its own.
+        Err(_) => {
+            fs::read_to_string(Path::new(LAB).join(STARTED)).with_context(|| format!("reading {STARTED}"))?
+        }
+    };
     Ok(Duration::from_nanos(said.parse().with_context(|| format!("{STARTED} is {said:?}"))?))
+}
+
+/// Writes that down for [`started`] in the directory that is to be the lab's of the host's root.
+pub fn keep_started(directory: &Path, started: Duration) -> Result<()> {
+    fs::write(directory.join(STARTED), started.as_nanos().to_string())
+        .context("writing down when the host began")
 }
 
 fn scenario(started: Duration) -> Result<()> {
@@ -47,7 +60,7 @@ fn scenario(started: Duration) -> Result<()> {
     early::modules();
     let its = Scenario::read(Path::new(SCENARIO))?;
     if its.host.as_ref().is_some_and(|host| host.root.is_some()) {
-        match enter(&its)? {}
+        match enter(&its, started)? {}
     }
     let port =
         OpenOptions::new().write(true).open(REPORT_PORT).with_context(|| format!("opening {REPORT_PORT}"))?;

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::sync;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use vmm_core::cpr::report::PhaseTime;
@@ -262,6 +263,8 @@ pub fn load_next(kernel: Kernel) -> Result<()> {
 /// Goes into the kernel that is loaded; returns only if that fails.
 pub fn go_into_loaded() -> Result<Infallible> {
     println!("going into the next kernel");
+    // Whatever else is mounted stays so.
+    sync();
     umount2(KEPT, MntFlags::empty()).with_context(|| format!("unmounting {KEPT}"))?;
     reboot(RebootMode::RB_KEXEC).context("kexec")?;
     bail!("kexec came back")

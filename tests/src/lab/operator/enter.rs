@@ -7,6 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use guest_init::early;
@@ -15,10 +16,10 @@ use nix::unistd::{chdir, chroot};
 
 use super::{KEPT, LAB};
 use crate::lab::image::{COMMANDS, GUEST_INITRD, GUEST_KERNEL, INSTALLED, SCENARIO, SCRIPTS};
-use crate::lab::init::REPORT_PORT;
+use crate::lab::init::{self, REPORT_PORT};
 use crate::lab::paths::{GUESTS, serial, serial_log};
 use crate::lab::scenario::{Backing, Guest, Scenario, Terminal};
-use crate::lab::{dax, disks, paths};
+use crate::lab::{dax, disks, kexec, paths};
 
 /// Where the host's root is mounted before it becomes the root.
 const ROOT: &str = "/root";
@@ -32,8 +33,9 @@ fn at(path: impl AsRef<Path>) -> PathBuf {
     Path::new(ROOT).join(path.as_ref().strip_prefix("/").unwrap_or(path.as_ref()))
 }
 
-/// Gives this process to the init of the host's root. Its disk comes first, that of what outlives the kernel second.
-pub fn enter(scenario: &Scenario) -> Result<Infallible> {
+/// Gives this process, which began at a time of its kernel's clock, to the init of the host's root. Its disk comes first, that of what
+/// outlives the kernel second.
+pub fn enter(scenario: &Scenario, started: Duration) -> Result<Infallible> {
     for index in 0..scenario.in_dax().len() {
         dax::make(index)?;
     }
@@ -45,7 +47,7 @@ pub fn enter(scenario: &Scenario) -> Result<Infallible> {
             .with_context(|| format!("mounting {}", node.display()))
     };
     mount_disk(0, Path::new(ROOT))?;
-    mount_disk(1, &at(KEPT))?;
+    mount_disk(1, &at(kept(scenario)))?;
     let installed = at(LAB).join("installed");
     if !installed.exists() {
         install(scenario)?;
@@ -53,7 +55,19 @@ pub fn enter(scenario: &Scenario) -> Result<Infallible> {
         fs::write(installed, "")?;
         nix::unistd::sync();
     }
+    init::keep_started(&at(LAB), started)?;
     Ok(early::switch_root(ROOT)?)
+}
+
+/// Where the disk is mounted that has what outlives the kernel.
+fn kept(scenario: &Scenario) -> &'static str {
+    if scenario.outage.is_empty() { KEPT } else { kexec::KEPT }
+}
+
+/// The guests that are units, each with its name.
+fn units(scenario: &Scenario) -> impl Iterator<Item = (&'static str, &Guest)> {
+    let guests = std::iter::once(&scenario.guest).chain(&scenario.second);
+    GUESTS.into_iter().zip(guests).filter(|_| scenario.outage.is_empty())
 }
 
 /// What a package, and whoever made the guests, would have done.
@@ -76,8 +90,7 @@ fn install(scenario: &Scenario) -> Result<()> {
         fs::set_permissions(&to, fs::Permissions::from_mode(0o755))?;
     }
     in_root("/bin/bash", &[&format!("{LAB}/scripts/install"), "--binaries", &format!("{LAB}/bin")])?;
-    let guests = std::iter::once(&scenario.guest).chain(&scenario.second);
-    for (name, guest) in GUESTS.iter().zip(guests) {
+    for (name, guest) in units(scenario) {
         fs::write(at(format!("/etc/cpr/{name}.toml")), configuration(name, guest))?;
         for (index, disk) in guest.disks.iter().enumerate() {
             let path = disk_of(name, index);
@@ -147,24 +160,24 @@ fn configuration(name: &str, guest: &Guest) -> String {
 /// What goes with the host itself: the operator's service, the patience that a slow machine needs, and the disk that is mounted by its
 /// own init where the lab's has not done it.
 fn prepare(scenario: &Scenario) -> Result<()> {
+    let kept = kept(scenario);
     let wants = format!("{UNITS}/multi-user.target.wants");
     let manager = "/etc/systemd/system.conf.d";
     for directory in [wants.as_str(), manager] {
         fs::create_dir_all(at(directory))?;
     }
     fs::write(at(manager).join("10-lab.conf"), PATIENCE)?;
-    let count = 1 + usize::from(scenario.second.is_some());
-    let guests: Vec<_> = GUESTS[..count].iter().map(|name| format!("cpr@{name}.service")).collect();
+    let guests: Vec<_> = units(scenario).map(|(name, _)| format!("cpr@{name}.service")).collect();
     let guests = guests.join(" ");
     // It is started before the guests, and stopped after them.
     let service = format!(
-        "[Unit]\nDescription=The operator\nBefore=cpr-early-stop.service {guests}\nRequiresMountsFor={KEPT}\n\n[Service]\nExecStart={LAB}/lab operate\n\
+        "[Unit]\nDescription=The operator\nBefore=cpr-early-stop.service {guests}\nRequiresMountsFor={kept}\n\n[Service]\nExecStart={LAB}/lab operate\n\
          StandardOutput=file:{REPORT_PORT}\nStandardError=file:{REPORT_PORT}\nKillMode=process\nTimeoutStopSec=300\n"
     );
     fs::write(at(UNITS).join(SERVICE), service)?;
     symlink(format!("../{SERVICE}"), at(&wants).join(SERVICE))?;
     let mut table =
         fs::OpenOptions::new().append(true).open(at("/etc/fstab")).context("opening /etc/fstab")?;
-    writeln!(table, "/dev/{} {KEPT} ext4 defaults 0 0", disks::nth(1))?;
+    writeln!(table, "/dev/{} {kept} ext4 defaults 0 0", disks::nth(1))?;
     Ok(())
 }

@@ -23,12 +23,13 @@ use serde::{Deserialize, Serialize};
 use self::guest::{Followed, Seen};
 use super::inside::REPORT_MARK;
 use super::kexec::Rate;
+use super::outage;
 use super::paths::GUESTS;
 use super::report::Report;
 use super::scenario::Scenario;
 
 /// Where the host's root has what belongs to the lab.
-const LAB: &str = "/lab";
+pub const LAB: &str = "/lab";
 /// Where a disk of its own is mounted, which has the kernels that come next and what outlives one.
 const KEPT: &str = "/var/lib/lab";
 /// The line by which the host asks for its power to be cut.
@@ -144,6 +145,10 @@ pub fn run() -> Result<()> {
     unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) }?;
     let scenario = Scenario::read(&Path::new(LAB).join("scenario.toml"))?;
     println!("host is up: {}", fs::read_to_string("/proc/version")?.trim());
+    if !scenario.outage.is_empty() {
+        println!("{REPORT_MARK}{}", serde_json::to_string(&outage::run(&scenario))?);
+        return Ok(());
+    }
     let rate = Rate::begin();
     let mut progress = Progress::read()?;
     let report = match operate(&scenario, &rate, &mut progress) {
