@@ -227,14 +227,14 @@ impl Loaded {
             watch.lap_of("target: resume", device.id());
         }
         *self.machine.state.wait() = self.run_state;
-        let memory = self.machine.ram.memory();
-        if self.run_state == RunState::Running {
-            self.machine.vcpus.note_stop(memory);
+        let runs = self.run_state == RunState::Running;
+        if runs {
+            self.machine.vcpus.tell_of_stop(self.machine.ram.memory());
         }
         // Before they are woken: the guest may take this processor at once.
         watch.lap("target: enter");
-        if self.run_state == RunState::Running {
-            self.machine.vcpus.enter(memory);
+        if runs {
+            self.machine.vcpus.run();
         }
         self.machine
     }

@@ -47,6 +47,10 @@ impl Machine {
         if self.has_ended() {
             return Err(MachineError::Ended);
         }
+        if was == RunState::Paused {
+            // Whoever has it next knows for how long it was in its hands.
+            self.vcpus.tell_of_stop(self.ram.memory());
+        }
         if self.is_asleep() {
             stopped.was = RunState::Suspended;
         }

@@ -157,16 +157,28 @@ impl Vcpus {
         *lock(&self.stopped) = Some(Standstill::after(time));
     }
 
-    /// Lets all of them run.
+    /// Lets all of them run, once they were told for how long they stood.
     pub fn enter(&self, memory: &GuestMemoryMmap) {
-        self.note_stop(memory);
+        self.tell_of_stop(memory);
+        self.run();
+    }
+
+    /// Lets all of them run, which were told already.
+    pub fn run(&self) {
+        *lock(&self.stopped) = None;
         self.threads.iter().for_each(VcpuThread::run);
     }
 
-    /// Tells each vCPU that it was stopped, so that the guest's watchdogs do not mind, and for how long. Once for each stop.
-    pub fn note_stop(&self, memory: &GuestMemoryMmap) {
-        // Without one, some may not be parked.
-        let Some(stopped) = lock(&self.stopped).take() else { return };
+    /// Tells each vCPU that it was stopped, so that the guest's watchdogs do not mind, and for how long by now: of what comes after
+    /// it is told the next time.
+    pub fn tell_of_stop(&self, memory: &GuestMemoryMmap) {
+        let mut stopped = lock(&self.stopped);
+        // If they are not all stopped, some may not be parked.
+        let Some(stopped) =
+            stopped.as_mut().map(|stopped| std::mem::replace(stopped, Standstill::after(Duration::ZERO)))
+        else {
+            return;
+        };
         let knows_steal_time = self.plan.msrs.has(KVM_STEAL_TIME);
         for (index, thread) in self.threads.iter().enumerate() {
             let vcpu = thread.vcpu();
