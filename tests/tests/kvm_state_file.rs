@@ -67,8 +67,26 @@ impl<'h> Saved<'h> {
         self.vm.process = host.load(["resume", "--from", &from].iter().chain(more))?;
         self.vm.becomes("running")?;
         self.vm.goes_on()?;
+        // Only its load may have gone before others.
+        let (own, levels) = (nice_levels("self")?, nice_levels(&self.vm.process.pid().to_string())?);
+        ensure!(
+            levels.iter().all(|level| own.contains(level)),
+            "its threads are at nice levels {levels:?}, the process that started it at {own:?}"
+        );
         Ok(self.vm)
     }
+}
+
+/// The nice levels of a process's threads.
+fn nice_levels(pid: &str) -> anyhow::Result<Vec<String>> {
+    let mut levels = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has ended meanwhile has none.
+        let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else { continue };
+        let (_, after_name) = stat.rsplit_once(") ").context("a thread without a name")?;
+        levels.push(after_name.split(' ').nth(16).context("a thread without a nice level")?.to_owned());
+    }
+    Ok(levels)
 }
 
 /// What `cpr-load VERB --from file:FILE …` says when it ends, and whether it ended well.

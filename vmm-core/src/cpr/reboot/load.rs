@@ -6,6 +6,7 @@ use super::copy::{Arrival, Copied, CopyError, Lost};
 use super::file::{self, FileError, Saved};
 use super::parts;
 use super::place::Place;
+use super::precedence::Precedence;
 use super::stamp::{RamStamp, Stamp, StampError};
 use super::waiting;
 use crate::config::{Backing, MachineConfig, MemoryConfig, Uuid};
@@ -273,12 +274,15 @@ pub fn load(place: &Place, overrides: &Overrides) -> Result<(Machine, Report), R
     let name = || place.to_string();
     let format = |source| RebootError::Format { path: name(), source };
     let mut watch = Stopwatch::start();
+    let mut precedence = Precedence::take();
     let Found { mut reader, state_bytes, mut incoming, stamp, ram } = find(place, overrides)?;
     watch.lap("target: build");
     (overrides.admit)(incoming.config()).map_err(|source| RebootError::Admit { path: name(), source })?;
     let copy = |source| RebootError::Copy { path: name(), source };
     let arrival = match &ram {
         FoundRam::Copied(copied) => {
+            // That takes all processors, for as long as there is RAM.
+            drop(precedence.take());
             fill(place, &mut incoming, copied, overrides.lazy.as_ref()).map_err(copy)?
         }
         FoundRam::InPlace | FoundRam::Preserved { .. } => None,
@@ -310,6 +314,7 @@ pub fn load(place: &Place, overrides: &Overrides) -> Result<(Machine, Report), R
         tracing::error!("{}: that it was loaded may not be on disk: {error}; remove the file", name());
     }
     let machine = loaded.enter(claim, &mut watch);
+    drop(precedence);
     if let Some(arrival) = arrival {
         arrival.go();
     }
