@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use vmm_core::cpr::reboot::waiting;
+use vmm_core::cpr::reboot::{Precedence, waiting};
 use vmm_core::monitor::{EarlyInfo, paths};
 use vmm_core::owner::{Origin, early};
 
@@ -16,6 +16,7 @@ use crate::flags::{Boot, Resume, Start};
 pub fn start(start: Start) -> anyhow::Result<ExitCode> {
     let Start { boot: guest, saved, lazy } = start;
     let name = &guest.config.name;
+    let precedence = Precedence::take();
     let early = resumed_early(name)?;
     if guest.discard_saved {
         if let Some(EarlyInfo { pid, .. }) = early {
@@ -25,12 +26,15 @@ pub fn start(start: Start) -> anyhow::Result<ExitCode> {
         }
         waiting::give_up(name, Some(&saved))?;
     } else if let Some(info) = early {
+        drop(precedence);
         return take_over(&guest, info);
     } else if let Some(place) = waiting::find(name, &saved).with_context(|| unknown(name))? {
+        drop(precedence);
         tracing::info!("guest '{name}' was saved and waits in {place}");
         let from = Origin::Saved(place);
         return go_on(from, guest.monitor, guest.paused, lazy);
     }
+    drop(precedence);
     tracing::info!("no saved guest '{name}' waits: it is booted");
     boot(guest)
 }

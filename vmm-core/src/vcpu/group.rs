@@ -172,13 +172,10 @@ impl Vcpus {
     /// Tells each vCPU that it was stopped, so that the guest's watchdogs do not mind, and for how long by now: of what comes after
     /// it is told the next time.
     pub fn tell_of_stop(&self, memory: &GuestMemoryMmap) {
-        let mut stopped = lock(&self.stopped);
+        let anew = || Standstill::after(Duration::ZERO);
+        let stopped = lock(&self.stopped).as_mut().map(|stopped| std::mem::replace(stopped, anew()));
         // If they are not all stopped, some may not be parked.
-        let Some(stopped) =
-            stopped.as_mut().map(|stopped| std::mem::replace(stopped, Standstill::after(Duration::ZERO)))
-        else {
-            return;
-        };
+        let Some(stopped) = stopped else { return };
         let knows_steal_time = self.plan.msrs.has(KVM_STEAL_TIME);
         for (index, thread) in self.threads.iter().enumerate() {
             let vcpu = thread.vcpu();

@@ -21,3 +21,4 @@ pub mod stamp;
 pub mod waiting;
 
 pub use self::place::{Place, state_file};
+pub use self::precedence::Precedence;
