@@ -13,13 +13,12 @@ use vm_memory::GuestMemoryMmap;
 use super::load;
 use super::plan::VcpuPlan;
 use super::save::{SavedMpState, VcpuSaver};
+use super::standstill::{self, Standstill};
 use super::state::{VcpuState, VcpuStateError};
-use super::stolen;
 use super::thread::{StopTimeout, VcpuThread};
 use super::unhalt;
 use crate::x86::boot::{self, BootEntry, BootError};
 use crate::x86::clock::Resumption;
-use crate::x86::msr::KVM_STEAL_TIME;
 use crate::x86::platform::Platform;
 
 /// For reading or writing one vCPU's state; a bound against a kernel that hangs, not an expectation.
@@ -68,23 +67,6 @@ pub struct Vcpus {
     fresh: Vec<VcpuState>,
     /// Set while they are stopped, after they have run, here or elsewhere.
     stopped: Mutex<Option<Standstill>>,
-}
-
-/// Since when vCPUs stand, and for how long they had stood before that.
-#[derive(Debug, Clone, Copy)]
-struct Standstill {
-    since: Instant,
-    before: Duration,
-}
-
-impl Standstill {
-    fn after(before: Duration) -> Self {
-        Self { since: Instant::now(), before }
-    }
-
-    fn time(&self) -> Duration {
-        self.before + self.since.elapsed()
-    }
 }
 
 /// What one vCPU's work came to, once it is done.
@@ -176,18 +158,8 @@ impl Vcpus {
         let stopped = lock(&self.stopped).as_mut().map(|stopped| std::mem::replace(stopped, anew()));
         // If they are not all stopped, some may not be parked.
         let Some(stopped) = stopped else { return };
-        let knows_steal_time = self.plan.msrs.has(KVM_STEAL_TIME);
         for (index, thread) in self.threads.iter().enumerate() {
-            let vcpu = thread.vcpu();
-            // A vCPU without kvmclock cannot be told: EINVAL.
-            if let Err(error) = vcpu.kvmclock_ctrl()
-                && error.errno() != libc::EINVAL
-            {
-                tracing::warn!("telling vCPU {index} that it was stopped: {error}");
-            }
-            if knows_steal_time && let Err(error) = stolen::add(&vcpu, memory, stopped.time()) {
-                tracing::warn!("telling the guest for how long vCPU {index} stood: {error}");
-            }
+            standstill::tell(index, &thread.vcpu(), memory, &self.plan, stopped.time());
         }
     }
 

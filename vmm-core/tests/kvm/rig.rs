@@ -14,7 +14,7 @@ use vmm_core::vcpu::kick::{self, Kick};
 use vmm_core::vcpu::plan::{VcpuPlan, prepare};
 use vmm_core::vcpu::save::VcpuSaver;
 use vmm_core::vcpu::state::VcpuState;
-use vmm_core::vcpu::{ioctls, load, unhalt};
+use vmm_core::vcpu::{ioctls, load, standstill, unhalt};
 use vmm_core::x86::caps::HostCaps;
 use vmm_core::x86::clock::{ClockState, Resumption};
 use vmm_core::x86::irqchip::VmState;
@@ -259,6 +259,10 @@ impl Machine {
         let off = clock.load_clock(&self.vm).unwrap();
         for (index, (vcpu, state)) in self.vcpus.iter().zip(&saved.vcpus).enumerate() {
             load::after_clock(index as u32, vcpu, state).unwrap();
+        }
+        let stood = clock.stood().unwrap();
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            standstill::tell(index, vcpu, &self.ram, &self.plan, stood);
         }
         for (index, (state, shown)) in saved.vcpus.iter().zip(&self.platform.cpuid).enumerate() {
             unhalt::unhalt(index as u32, &self.vm, state, shown).unwrap();

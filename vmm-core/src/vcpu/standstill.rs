@@ -1,27 +1,49 @@
-//! The time for which a guest stood, told to its kernel as stolen.
+//! That a guest stood, told to its kernel, and for how long.
 //!
-//! A guest's clocks go on while it stands. Its scheduler would charge that time to whoever ran just then: an ordinary task
-//! then waits until each other that wants to run has had as much. A kernel that subtracts what its hypervisor has taken from it (Linux with
-//! `CONFIG_PARAVIRT_TIME_ACCOUNTING`) charges nobody. It reads that from KVM's steal time (`Documentation/virt/kvm/x86/msr.rst`), to
-//! which KVM itself adds only what a vCPU's thread waited for a processor, and not the time for which the thread was parked, or there was none.
-//!
-//! It must never be more than what the guest's clocks went on by: an older kernel keeps what is too much, and takes it off the time after.
+//! 1. Its watchdogs are told by KVM, in the page of its clock (`KVM_KVMCLOCK_CTRL`).
+//! 2. Its clocks go on while it stands, and its scheduler would charge that time to whoever ran just then: an ordinary task then waits
+//!    until each other that wants to run has had as much. A kernel that subtracts what its hypervisor has taken from it (Linux with
+//!    `CONFIG_PARAVIRT_TIME_ACCOUNTING`) charges nobody. It reads that from KVM's steal time (`Documentation/virt/kvm/x86/msr.rst`), to
+//!    which KVM itself adds only what a vCPU's thread waited for a processor, and not the time for which the thread was parked, or
+//!    there was none.
+//! 3. That must never be more than what the guest's clocks went on by: an older kernel keeps what is too much, and takes it off the time
+//!    after.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use super::plan::VcpuPlan;
 use crate::x86::msr::{self, KVM_STEAL_TIME, MsrError};
 
 /// In the register: whether the guest wants to be told. The bits up to the address's are reserved.
 const ENABLED: u64 = 1;
 const ADDRESS: u64 = !0x3f;
 
+/// Since when vCPUs stand, and for how long they had stood before that.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standstill {
+    since: Instant,
+    before: Duration,
+}
+
+impl Standstill {
+    /// One that began just now, after another.
+    pub fn after(before: Duration) -> Self {
+        Self { since: Instant::now(), before }
+    }
+
+    /// All of it.
+    pub fn time(&self) -> Duration {
+        self.before + self.since.elapsed()
+    }
+}
+
 /// Why a guest could not be told.
 #[derive(Debug, thiserror::Error)]
-pub enum StealError {
+enum StealError {
     /// Where it wants to be told could not be asked.
     #[error(transparent)]
     Msr(#[from] MsrError),
@@ -35,8 +57,23 @@ pub enum StealError {
     },
 }
 
-/// Adds to what a vCPU's guest counts as stolen, if it wants to know. The vCPU is parked.
-pub fn add(vcpu: &VcpuFd, memory: &GuestMemoryMmap, time: Duration) -> Result<(), StealError> {
+/// Tells a vCPU, which is parked, that it stood, and for how long. What cannot be told is logged: the guest goes on in any case.
+pub fn tell(index: usize, vcpu: &VcpuFd, memory: &GuestMemoryMmap, plan: &VcpuPlan, time: Duration) {
+    // A vCPU without kvmclock cannot be told: EINVAL.
+    if let Err(error) = vcpu.kvmclock_ctrl()
+        && error.errno() != libc::EINVAL
+    {
+        tracing::warn!("telling vCPU {index} that it was stopped: {error}");
+    }
+    if plan.msrs.has(KVM_STEAL_TIME)
+        && let Err(error) = add(vcpu, memory, time)
+    {
+        tracing::warn!("telling the guest for how long vCPU {index} stood: {error}");
+    }
+}
+
+/// Adds to what a vCPU's guest counts as stolen, if it wants to know.
+fn add(vcpu: &VcpuFd, memory: &GuestMemoryMmap, time: Duration) -> Result<(), StealError> {
     add_at(msr::read_one(vcpu, KVM_STEAL_TIME)?, memory, time)
 }
 
