@@ -112,7 +112,7 @@ mod tests {
             let before = nice_of(0).unwrap();
             let Some(precedence) = Precedence::take() else {
                 return crate::testing::skip(
-                    "kvm",
+                    "lab",
                     "the nice level cannot be raised: CAP_SYS_NICE is missing",
                 );
             };
