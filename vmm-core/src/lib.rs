@@ -16,6 +16,7 @@ pub mod machine;
 pub mod memory;
 pub mod monitor;
 pub mod owner;
+pub mod priority;
 #[cfg(test)]
 mod testing;
 pub mod vcpu;

@@ -1,12 +1,13 @@
 //! `start`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use vmm_core::cpr::reboot::{Precedence, waiting};
+use vmm_core::cpr::reboot::{Place, waiting};
 use vmm_core::monitor::{EarlyInfo, paths};
 use vmm_core::owner::{Origin, early};
+use vmm_core::priority::Precedence;
 
 use super::{boot, resume};
 use crate::flags::{Boot, Resume, Start};
@@ -16,7 +17,6 @@ use crate::flags::{Boot, Resume, Start};
 pub fn start(start: Start) -> anyhow::Result<ExitCode> {
     let Start { boot: guest, saved, lazy } = start;
     let name = &guest.config.name;
-    let precedence = Precedence::take();
     let early = resumed_early(name)?;
     if guest.discard_saved {
         if let Some(EarlyInfo { pid, .. }) = early {
@@ -26,17 +26,20 @@ pub fn start(start: Start) -> anyhow::Result<ExitCode> {
         }
         waiting::give_up(name, Some(&saved))?;
     } else if let Some(info) = early {
-        drop(precedence);
         return take_over(&guest, info);
-    } else if let Some(place) = waiting::find(name, &saved).with_context(|| unknown(name))? {
-        drop(precedence);
+    } else if let Some(place) = find(name, &saved)? {
         tracing::info!("guest '{name}' was saved and waits in {place}");
         let from = Origin::Saved(place);
         return go_on(from, guest.monitor, guest.paused, lazy);
     }
-    drop(precedence);
     tracing::info!("no saved guest '{name}' waits: it is booted");
     boot(guest)
+}
+
+/// Where a guest waits that was saved, if it does: to be found before what else the host does.
+fn find(name: &str, saved: &Path) -> anyhow::Result<Option<Place>> {
+    let _precedence = Precedence::take();
+    waiting::find(name, saved).with_context(|| unknown(name))
 }
 
 /// Lets a guest go on that is somewhere, as it is.

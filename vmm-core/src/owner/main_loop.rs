@@ -27,6 +27,7 @@ use crate::machine::{Machine, MachineError, Overrides};
 use crate::monitor::events::{Event, EventSender};
 use crate::monitor::server::MonitorServer;
 use crate::monitor::{Control, Incoming as IncomingFrom};
+use crate::priority::stand_back;
 
 /// For what clients are still to be told at the end.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -261,7 +262,7 @@ impl Owner {
         if given_away {
             // Nobody waits for this process any more; what its end tears down must not be in the guest's way.
             self.server().hang_up();
-            release::stand_back();
+            stand_back();
         }
         // The machine's threads must end before its VM and its memory go.
         *lock(&self.shared.guest) = Guest::Awaited;

@@ -7,17 +7,7 @@
 use std::sync::Arc;
 
 use crate::machine::Machine;
-
-/// A third of the share that others have.
-const NICE: i32 = 5;
-
-/// Puts this thread behind others, for good.
-pub(super) fn stand_back() {
-    // SAFETY: takes no pointers; on Linux, 0 is the calling thread.
-    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } < 0 {
-        tracing::debug!("keeping the usual priority: {}", std::io::Error::last_os_error());
-    }
-}
+use crate::priority::stand_back;
 
 /// Lets go of a guest: at once of what its devices have open, which others may wait for; of the rest in the background.
 pub(super) fn release(machine: Arc<Machine>) {

@@ -257,11 +257,9 @@ impl Machine {
         }
         saved.vm.load(&self.vm).unwrap();
         let off = clock.load_clock(&self.vm).unwrap();
+        let stood = clock.stood().unwrap();
         for (index, (vcpu, state)) in self.vcpus.iter().zip(&saved.vcpus).enumerate() {
             load::after_clock(index as u32, vcpu, state).unwrap();
-        }
-        let stood = clock.stood().unwrap();
-        for (index, vcpu) in self.vcpus.iter().enumerate() {
             standstill::tell(index, vcpu, &self.ram, &self.plan, stood);
         }
         for (index, (state, shown)) in saved.vcpus.iter().zip(&self.platform.cpuid).enumerate() {

@@ -6,7 +6,6 @@ use super::copy::{Arrival, Copied, CopyError, Lost};
 use super::file::{self, FileError, Saved};
 use super::parts;
 use super::place::Place;
-use super::precedence::Precedence;
 use super::stamp::{RamStamp, Stamp, StampError};
 use super::waiting;
 use crate::config::{Backing, MachineConfig, MemoryConfig, Uuid};
@@ -21,6 +20,7 @@ use crate::machine::run_state::RunState;
 use crate::machine::state::MachineState;
 use crate::machine::{Ending, Incoming, LoadError, Machine, Overrides, SavedRam, Source};
 use crate::memory::{MemoryError, RamBlock};
+use crate::priority::Precedence;
 use crate::x86::clock::{ClockState, Stood};
 
 /// Why a saved guest was not loaded. It is where it was: in its file and its RAM.

@@ -6,8 +6,7 @@
 //! 4. Where RAM would not outlive its process, it goes into the file if that is asked for ([`copy`]).
 //! 5. Or the kernel preserves it for the next one, and the state with it ([`liveupdate`](super::liveupdate)).
 //! 6. Several guests may have parts of one DAX device ([`parts`]).
-//! 7. A load goes before what else the host does (`precedence`).
-//! 8. [`save`] and [`load`] are the two sides; `medium` is what the first one saves to. [`waiting`] says whether there is anything to load.
+//! 7. [`save`] and [`load`] are the two sides; `medium` is what the first one saves to. [`waiting`] says whether there is anything to load.
 
 pub mod copy;
 pub mod file;
@@ -15,10 +14,8 @@ pub mod load;
 mod medium;
 pub mod parts;
 mod place;
-mod precedence;
 pub mod save;
 pub mod stamp;
 pub mod waiting;
 
 pub use self::place::{Place, state_file};
-pub use self::precedence::Precedence;

@@ -1,9 +1,11 @@
-//! Processor time for a guest that stands: its load goes before what else the host does, as a host that boots does much.
+//! Which share of the processors this process has: more while a guest stands for it, less for what may come last.
 //!
-//! 1. All threads of this process run at a higher nice level ([`NICE`]), and so do those that they make, until the guest is entered.
+//! 1. A load goes before what else the host does, as a host that boots does much ([`Precedence`]): all threads of this process run at a higher
+//!    nice level, and so do those that they make, until the guest is entered.
 //! 2. Where each session is a group of its own to the scheduler (`autogroup` in sched(7)), nice levels count within it only: the group has one, too. It is
 //!    raised if this process leads its session, as a service does: that of a shell has others in it.
 //! 3. What may not be raised is left as it is.
+//! 4. A thread that nobody waits for goes behind others ([`stand_back`]).
 
 use std::fs;
 use std::io;
@@ -12,6 +14,8 @@ use nix::unistd::{getpid, getsid};
 
 /// Nine times the share that others have, who still have theirs.
 const NICE: i32 = -10;
+/// A third of the share that others have.
+const BEHIND: i32 = 5;
 const TASKS: &str = "/proc/self/task";
 const AUTOGROUP: &str = "/proc/self/autogroup";
 
@@ -51,6 +55,13 @@ impl Drop for Precedence {
     }
 }
 
+/// Puts this thread behind others, for good.
+pub fn stand_back() {
+    if let Err(error) = set_nice(0, BEHIND) {
+        tracing::debug!("keeping the usual priority: {error}");
+    }
+}
+
 /// Moves all threads of this process from one nice level to another; gives the last error.
 fn renice(from: i32, to: i32) -> Option<io::Error> {
     let mut error = None;
@@ -76,6 +87,7 @@ fn nice_of(tid: u32) -> io::Result<i32> {
     if nice == -1 && error.raw_os_error() != Some(0) { Err(error) } else { Ok(nice) }
 }
 
+/// Gives a thread a nice level; 0 is the calling one.
 fn set_nice(tid: u32, nice: i32) -> io::Result<()> {
     // SAFETY: takes no pointers.
     if unsafe { libc::setpriority(libc::PRIO_PROCESS, tid, nice) } < 0 {
