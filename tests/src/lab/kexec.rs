@@ -159,11 +159,6 @@ impl Mark {
         Duration::from_secs_f64(self.tsc.saturating_sub(earlier.tsc) as f64 / (earlier.khz * 1e3))
     }
 
-    /// Whether it counts on from another one, and did not begin anew.
-    pub fn is_after(&self, earlier: &Self) -> bool {
-        self.tsc >= earlier.tsc
-    }
-
     /// The same moment for a process that may have begun after it.
     pub fn instant(&self) -> Instant {
         let now = Instant::now();

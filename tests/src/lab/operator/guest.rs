@@ -1,14 +1,15 @@
 //! A guest that is a unit, followed over all that its operator does.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use guest_init::status::Status;
 use serde::{Deserialize, Serialize};
 
+use super::answer::{Answer, CountedOn};
 use super::programs::{systemctl, systemctl_show};
 use crate::lab::console::{Console, Heard, Reading};
-use crate::lab::kexec::{Mark, Rate};
+use crate::lab::kexec::Rate;
 use crate::lab::paths;
 
 /// For a guest to be there again: a host boots for half a minute here.
@@ -26,46 +27,24 @@ pub struct Seen {
     known: Vec<String>,
 }
 
-/// What a guest's monotonic clock showed, in ns, between two moments.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Answer {
-    asked: Mark,
-    answered: Mark,
-    monotonic: u64,
-    /// Soon after that, by the host's clock.
-    at: SystemTime,
-}
-
-impl Answer {
-    /// How much time has passed since another one: at least, and at most. A host that was reset has its RTC to go by, which shows seconds.
-    fn since(&self, earlier: &Self) -> (Duration, Duration) {
-        const COARSE: Duration = Duration::from_secs(2);
-        if !self.answered.is_after(&earlier.answered) {
-            let passed = self.at.duration_since(earlier.at).unwrap_or_default();
-            return (passed.saturating_sub(COARSE), passed + COARSE);
-        }
-        (self.asked.since(&earlier.answered), self.answered.since(&earlier.asked))
-    }
-}
-
 /// A guest that is followed.
 pub struct Followed {
     pub name: &'static str,
     console: Option<Console>,
-    last: Option<Answer>,
+    last: Option<(Answer, CountedOn)>,
     /// What its kernel said before anything was done with it.
     known: Vec<String>,
     khz: f64,
 }
 
 impl Followed {
-    /// The guest of a unit, with what was seen of it under the kernel before this one. What it says first may come before the unit is
-    /// ready.
-    pub fn of(name: &'static str, seen: Option<Seen>) -> Result<Self> {
+    /// The guest of a unit, with what was seen of it under the kernel before this one, and what has counted on since. What it says first may
+    /// come before the unit is ready.
+    pub fn of(name: &'static str, seen: Option<Seen>, by: CountedOn) -> Result<Self> {
         let (socket, log) = (paths::serial(name), paths::console_log(name));
         let (console, last, known) = match seen {
             Some(Seen { heard, answer, known }) => {
-                (Console::go_on(&socket, &log, heard)?, Some(answer), known)
+                (Console::go_on(&socket, &log, heard)?, Some((answer, by)), known)
             }
             None => (Console::connect(&socket, &log)?, None, Vec::new()),
         };
@@ -75,7 +54,7 @@ impl Followed {
     /// Waits until it is there.
     pub fn settle(&mut self, rate: &Rate) -> Result<()> {
         self.wait_until_active()?;
-        self.khz = self.last.map_or_else(|| rate.khz(), |last| last.asked.khz());
+        self.khz = self.last.map_or_else(|| rate.khz(), |(last, _)| last.asked.khz());
         if self.last.is_none() { self.first().map(drop) } else { Ok(()) }
     }
 
@@ -111,11 +90,6 @@ impl Followed {
         }
     }
 
-    fn answer(&self, reading: &Reading) -> Answer {
-        let [asked, answered] = [reading.asked, reading.answered].map(|at| Mark::at(at, self.khz));
-        Answer { asked, answered, monotonic: reading.status.monotonic, at: SystemTime::now() }
-    }
-
     /// Asks it for the first time.
     fn first(&mut self) -> Result<Reading> {
         let console = self.console()?;
@@ -123,7 +97,7 @@ impl Followed {
         ensure!(ready.starts_with("READY"), "{} said {ready:?} first", self.name);
         let reading = console.status()?;
         self.known = console.kernel_messages();
-        self.last = Some(self.answer(&reading));
+        self.last = Some((Answer::of(&reading, self.khz), CountedOn::Tsc));
         Ok(reading)
     }
 
@@ -132,9 +106,9 @@ impl Followed {
         let console = self.console()?;
         let (reading, stream) = (console.status()?, console.stats());
         let mut wrong = self.wrong(&reading.status, &console.kernel_messages());
-        let now = self.answer(&reading);
-        if let Some(last) = &self.last {
-            let (least, most) = now.since(last);
+        let now = Answer::of(&reading, self.khz);
+        if let Some((last, by)) = &self.last {
+            let (least, most) = now.since(last, *by);
             let guest = Duration::from_nanos(now.monotonic.saturating_sub(last.monotonic));
             let drift = drift + most / CALIBRATION;
             if now.monotonic < last.monotonic {
@@ -150,7 +124,7 @@ impl Followed {
                 wrong.push(format!("{count} lines of {}'s console were {what}", self.name));
             }
         }
-        self.last = Some(now);
+        self.last = Some((now, CountedOn::Tsc));
         Ok(wrong)
     }
 
@@ -200,7 +174,7 @@ impl Followed {
 
     /// What was seen of it, once its process has ended.
     pub fn end(self) -> Result<Seen> {
-        let answer = self.last.context("it was never asked")?;
+        let (answer, _) = self.last.context("it was never asked")?;
         Ok(Seen { heard: self.console()?.heard_all()?, answer, known: self.known })
     }
 

@@ -6,6 +6,7 @@
 //! 3. Each guest is followed over all that (`guest`): it goes on, or is booted anew, as the operation has it.
 //! 4. Outside, the host is started again when it has ended itself, or was cut off its power ([`outside`]).
 
+mod answer;
 mod endings;
 pub mod enter;
 mod guest;
@@ -20,6 +21,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use serde::{Deserialize, Serialize};
 
+use self::answer::CountedOn;
 use self::guest::{Followed, Seen};
 use super::inside::REPORT_MARK;
 use super::kexec::Rate;
@@ -167,7 +169,9 @@ fn operate(scenario: &Scenario, rate: &Rate, progress: &mut Progress) -> Result<
     let count = 1 + usize::from(scenario.second.is_some());
     let names = &GUESTS[..count];
     let mut seen = std::mem::take(&mut progress.guests).into_iter();
-    let mut guests = names.iter().map(|name| Followed::of(name, seen.next())).collect::<Result<Vec<_>>>()?;
+    let by = progress.under_way.as_ref().map_or(CountedOn::Tsc, |under_way| under_way.operation.counted_on());
+    let mut guests =
+        names.iter().map(|name| Followed::of(name, seen.next(), by)).collect::<Result<Vec<_>>>()?;
     for guest in &mut guests {
         guest.settle(rate)?;
     }
@@ -209,6 +213,11 @@ impl Operation {
     /// Whether the host itself ends by it.
     pub fn ends_the_machine(self) -> bool {
         matches!(self.ending(), Some(Ending::Saved | Ending::Anew))
+    }
+
+    /// What of the host's has counted on over it.
+    fn counted_on(self) -> CountedOn {
+        if self.ends_the_machine() { CountedOn::Rtc } else { CountedOn::Tsc }
     }
 
     /// Whether the guests must go on under the kernel after it.
