@@ -17,7 +17,7 @@ use super::paths;
 use super::steps::exit;
 
 /// How long anything may take that the lab waits for.
-pub const WITHIN: Duration = Duration::from_secs(30);
+pub const WITHIN: Duration = Duration::from_mins(2);
 
 /// Starts `cpr-load`, the process with this number of those that have or had the guest.
 pub fn load(name: &str, arguments: &[String], index: u32, confined: bool) -> Result<Child> {

@@ -1,4 +1,4 @@
-//! A network with the guest: a tap, a ping every 2 ms, a TCP stream that is checked both ways.
+//! A network with the guest: a tap, pings, a TCP stream that is checked both ways.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirEntry, File, OpenOptions};
@@ -33,7 +33,8 @@ pub fn mac() -> String {
 /// That of the host's own card, on a wire with one that is assigned to the guest.
 pub const HOST_MAC: &str = "52:54:00:12:34:57";
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const PING_EVERY: Duration = Duration::from_millis(2);
+/// How often a guest is pinged by its host.
+pub const PING_EVERY: Duration = Duration::from_millis(2);
 /// Pings that may be on their way at once. A tap holds a thousand; the guest's kernel drops its own answers when 172 of
 /// them (what fits in the send buffer of its ICMP socket) wait to be sent.
 const OUTSTANDING: u64 = 128;
@@ -149,12 +150,12 @@ fn attach(tun: &File, request: &libc::ifreq) -> Result<()> {
 }
 
 impl Network {
-    /// Begins pings and the TCP stream with a guest that is up.
-    pub fn start() -> Result<Self> {
+    /// Begins pings, one after so long, and the TCP stream with a guest that is up.
+    pub fn start(ping_every: Duration) -> Result<Self> {
         let network =
             Self { seen: Arc::new(Mutex::new(Seen::new())), stop: Arc::new(AtomicBool::new(false)) };
         let stream = connect()?;
-        network.ping()?;
+        network.ping(ping_every)?;
         network.stream(stream)?;
         Ok(network)
     }
@@ -169,7 +170,7 @@ impl Network {
         report
     }
 
-    fn ping(&self) -> Result<()> {
+    fn ping(&self, every: Duration) -> Result<()> {
         // SAFETY: the call takes numbers only; its result is checked before it is owned.
         let socket =
             unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_ICMP) };
@@ -189,7 +190,7 @@ impl Network {
             let mut sent = due;
             for number in 0.. {
                 while lock(&seen).is_waiting(number, sent) {
-                    thread::sleep(PING_EVERY);
+                    thread::sleep(every);
                     due = Instant::now();
                 }
                 if stop.load(SeqCst) {
@@ -197,7 +198,7 @@ impl Network {
                 }
                 let _ = out.send_to(&echo_request(number), (GUEST, 0));
                 sent = Instant::now();
-                due += PING_EVERY;
+                due += every;
                 thread::sleep(due.saturating_duration_since(Instant::now()));
             }
         });
@@ -299,7 +300,7 @@ impl Seen {
 
 fn connect() -> Result<TcpStream> {
     let address = SocketAddr::from((GUEST, message::PORT));
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         match TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
             Ok(stream) => {

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use guest_init::link;
@@ -18,6 +18,8 @@ use super::scenario::{Net, Step};
 /// What the line begins with by which the host says that a step is done.
 pub const STEP_MARK: &str = "@step ";
 const BRIDGE: &str = "br0";
+/// The peer's processor is not emulated: pinged as often as by its host a guest would do nothing but answer.
+const PING_EVERY: Duration = Duration::from_millis(20);
 
 /// What the peer saw in one step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,7 +60,7 @@ impl Peer {
         let connected = Arc::clone(&peer.0);
         thread::spawn(move || {
             while Instant::now() < deadline {
-                if let Ok(network) = Network::start() {
+                if let Ok(network) = Network::start(PING_EVERY) {
                     *connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(network);
                     return;
                 }

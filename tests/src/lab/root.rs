@@ -55,7 +55,7 @@ pub struct Patience {
 impl Patience {
     /// What the guest program needs as init; with a userland of its own a guest starts and stops a hundred programs.
     pub fn with(root: Option<Root>) -> Self {
-        let (boot, power_off) = if root.is_some() { (300, 120) } else { (90, 30) };
+        let (boot, power_off) = if root.is_some() { (300, 300) } else { (180, 120) };
         Self { boot: Duration::from_secs(boot), power_off: Duration::from_secs(power_off) }
     }
 }

@@ -15,7 +15,7 @@ use super::getty::Getty;
 use super::host_log::HostLog;
 use super::judge::loads;
 use super::kexec::{self, Arrival, Mark, Progress, Rate};
-use super::net::Network;
+use super::net::{self, Network};
 use super::peer::STEP_MARK;
 use super::report::{Report, StepReport};
 use super::root::Patience;
@@ -239,7 +239,7 @@ impl Run<'_> {
         }
         self.console.start_pinging();
         if scenario.guest.net.is_some() && !scenario.is_bridged() {
-            self.network = Some(Network::start()?);
+            self.network = Some(Network::start(net::PING_EVERY)?);
         }
         if scenario.guest.vsock {
             self.vsock = Some(Stream::start()?);

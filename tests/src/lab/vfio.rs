@@ -24,7 +24,7 @@ const DEVICES: &str = "/sys/bus/pci/devices";
 const PROBE: &str = "/sys/bus/pci/drivers_probe";
 const VFIO: &str = "vfio-pci";
 /// How long a driver may take to take a device, or to let it go.
-const WITHIN: Duration = Duration::from_secs(20);
+const WITHIN: Duration = Duration::from_mins(2);
 
 /// A device that is bound to vfio-pci.
 pub struct Bound {

@@ -18,7 +18,7 @@ pub const GUEST: u32 = 7;
 /// Messages that are on their way at once.
 const WINDOW: u64 = 16;
 /// For the guest's program to listen.
-const UP_WITHIN: Duration = Duration::from_secs(20);
+const UP_WITHIN: Duration = Duration::from_mins(1);
 
 /// What was seen of the stream since it was last asked. Times are in milliseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

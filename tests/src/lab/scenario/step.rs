@@ -81,6 +81,11 @@ impl Step {
         )
     }
 
+    /// Whether the guest sleeps in it by itself.
+    pub fn sleeps(self) -> bool {
+        matches!(self, Self::Sleep(_) | Self::Alarm(_) | Self::Typed)
+    }
+
     /// The single steps that a step stands for.
     pub fn expand(self) -> Vec<Self> {
         // Fixed orders in which each mode follows each, itself too, within the first ten, and within the first five.
