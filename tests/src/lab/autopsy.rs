@@ -8,12 +8,13 @@
 
 use std::fs::{self, File};
 use std::num::NonZero;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use vmm_core::config::MachineConfig;
 use vmm_core::cpr::format::{SectionKind, StateReader};
+use vmm_core::cpr::reboot::file;
 use vmm_core::machine::state::MachineState;
 use vmm_core::vcpu::state::{Tsc, VcpuState};
 use vmm_core::x86::clock::host_tsc;
@@ -36,11 +37,40 @@ const MSRS: [(u32, &str); 7] = [
     (0x4b56_4d06, "ASYNC_PF_INT"),
 ];
 
-/// Prints where the vCPUs in a state file stand. `ram` is what holds the guest's RAM, that below 3 GiB first.
-pub fn print(state: &Path, ram: &Path) -> Result<()> {
-    let mut reader = StateReader::parse(&fs::read(state)?)?;
+/// What holds a guest's RAM, that below 3 GiB first, also when the guest has been saved and its process has ended.
+pub struct Holder {
+    file: File,
+    length: u64,
+}
+
+impl Holder {
+    /// A file or a DAX device.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        let length = match file.metadata()?.len() {
+            0 => dax::size(path)?,
+            length => length,
+        };
+        Ok(Self { file, length })
+    }
+
+    /// The largest memory without a name that a process has open.
+    pub fn of_process(pid: u32) -> Result<Self> {
+        let directory = PathBuf::from(format!("/proc/{pid}/fd"));
+        let entries = fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))?;
+        let nameless = entries.flatten().map(|entry| entry.path()).filter(|path| {
+            fs::read_link(path).is_ok_and(|target| target.to_string_lossy().ends_with(" (deleted)"))
+        });
+        let largest = nameless.max_by_key(|path| path.metadata().map_or(0, |found| found.len()));
+        Self::open(&largest.with_context(|| format!("process {pid} has no memory open"))?)
+    }
+}
+
+/// Prints where the vCPUs in a state file stand.
+pub fn print(state: &Path, ram: &Holder) -> Result<()> {
+    let mut reader = StateReader::parse(&file::look_at(state)?.state)?;
     let MachineState { config, .. } = reader.peek(0)?;
-    let ram = Ram::open(ram, MachineConfig::from_toml(&config)?.memory.backing.offset().unwrap_or(0))?;
+    let ram = Ram::map(ram, MachineConfig::from_toml(&config)?.memory.backing.offset().unwrap_or(0))?;
     println!("--- the vCPUs of the guest");
     for index in reader.instances(SectionKind::Vcpu) {
         vcpu(index, &reader.take(index)?, &ram)?;
@@ -147,18 +177,12 @@ struct Ram {
 }
 
 impl Ram {
-    fn open(path: &Path, from: u64) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-        let length = match file.metadata()?.len() {
-            0 => dax::size(path)?,
-            length => length,
-        };
+    fn map(Holder { file, length }: &Holder, from: u64) -> Result<Self> {
         let length = length.saturating_sub(from) as usize;
         let size = NonZero::new(length).context("there is no RAM")?;
         // SAFETY: a new mapping, which nothing else knows of.
-        let at = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, from as i64) };
-        let at = at.with_context(|| format!("mapping {}", path.display()))?;
-        Ok(Self { at: at.as_ptr().cast(), length })
+        let at = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file, from as i64) };
+        Ok(Self { at: at.context("mapping the guest's RAM")?.as_ptr().cast(), length })
     }
 
     fn read(&self, buffer: &mut [u8], at: u64) -> Option<()> {

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use vmm_core::monitor::client::Client;
 
+use super::autopsy::Holder;
 use super::commands::{WITHIN, downtime, is_in_source, load, phases, refused, save, status, unix, until};
 use super::image::{GUEST_INITRD, GUEST_KERNEL};
 use super::meeting::Meeting;
@@ -135,8 +136,9 @@ impl Owner {
         // Its agent would not answer.
         self.suspends = false;
         let file = state_file(self.name);
+        let ram = if self.copied { Holder::of_process(self.pid()) } else { Holder::open(&self.ram) };
         self.save_to(&file)?;
-        if let Err(error) = autopsy::print(&file, &self.ram) {
+        if let Err(error) = ram.and_then(|ram| autopsy::print(&file, &ram)) {
             println!("where its vCPUs stand is not known: {error:#}");
         }
         self.load_from(&file).map(drop)

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::guest::Followed;
 use super::{KEPT, OperationReport};
-use crate::lab::autopsy;
+use crate::lab::autopsy::{self, Holder};
 use crate::lab::commands::until_within;
 use crate::lab::kexec;
 use crate::lab::paths::{self, GUESTS};
@@ -73,15 +73,20 @@ fn show_threads(name: &str) {
 
 /// Where a guest's vCPUs stand, if its RAM is where that can be seen: it is saved for that.
 fn show_vcpus(name: &str, guest: &Guest) {
-    if guest.backing == Backing::Memfd {
-        return;
-    }
-    let state = Path::new(KEPT).join(format!("{name}.autopsy"));
-    let (code, said) =
-        run_program("cpr-save", &["reboot", name, "--to", &format!("file:{}", state.display())]);
-    if code != Some(0) {
-        println!("{name} cannot be saved: {said}");
-    } else if let Err(error) = autopsy::print(&state, &paths::ram(name, guest)) {
+    let saved = || {
+        let ram = if guest.backing == Backing::Memfd {
+            Holder::of_process(systemctl_show(&format!("cpr@{name}.service"), "MainPID")?.parse()?)?
+        } else {
+            Holder::open(&paths::ram(name, guest))?
+        };
+        let state = Path::new(KEPT).join(format!("{name}.autopsy"));
+        let to = format!("file:{}", state.display());
+        let copied = (guest.backing == Backing::Memfd).then_some("--copy-ram");
+        let words = ["reboot", name, "--to", &to].into_iter().chain(copied);
+        must("cpr-save", &words.collect::<Vec<_>>())?;
+        autopsy::print(&state, &ram)
+    };
+    if let Err(error) = saved() {
         println!("where the vCPUs of {name} stand cannot be told: {error:#}");
     }
 }
