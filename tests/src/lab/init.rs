@@ -15,8 +15,8 @@ use super::operator::LAB;
 use super::operator::enter::enter;
 use super::scenario::Scenario;
 
-/// What the environment says when the first process began, in nanoseconds of its kernel's clock.
-const STARTED: &str = "CPR_LAB_STARTED";
+/// The file that says when the first process began, in nanoseconds of its kernel's clock.
+const STARTED: &str = "started";
 /// The serial port that the lab outside listens to; the kernel has the other one.
 pub const REPORT_PORT: &str = "/dev/ttyS1";
 const SYSTEMS: [(&str, &str); 6] = [
@@ -39,18 +39,14 @@ pub fn run() -> Result<()> {
 
 /// When the host's first process began, by its kernel's clock.
 pub fn started() -> Result<Duration> {
-    let said = match std::env::var(STARTED) {
-        Ok(said) => said,
-        // A service of the host's root has an environment of its own.
-        Err(_) => {
-            fs::read_to_string(Path::new(LAB).join(STARTED)).with_context(|| format!("reading {STARTED}"))?
-        }
-    };
-    Ok(Duration::from_nanos(said.parse().with_context(|| format!("{STARTED} is {said:?}"))?))
+    let path = Path::new(LAB).join(STARTED);
+    let said = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(Duration::from_nanos(said.parse().with_context(|| format!("{} is {said:?}", path.display()))?))
 }
 
-/// Writes that down for [`started`] in the directory that is to be the lab's of the host's root.
+/// Writes that down for [`started`] in what is the lab's directory of the host, or is to be.
 pub fn keep_started(directory: &Path, started: Duration) -> Result<()> {
+    fs::create_dir_all(directory)?;
     fs::write(directory.join(STARTED), started.as_nanos().to_string())
         .context("writing down when the host began")
 }
@@ -62,11 +58,11 @@ fn scenario(started: Duration) -> Result<()> {
     if its.host.as_ref().is_some_and(|host| host.root.is_some()) {
         match enter(&its, started)? {}
     }
+    keep_started(Path::new(LAB), started)?;
     let port =
         OpenOptions::new().write(true).open(REPORT_PORT).with_context(|| format!("opening {REPORT_PORT}"))?;
     let status = Command::new("/proc/self/exe")
         .arg("inside")
-        .env(STARTED, started.as_nanos().to_string())
         .stdout(port.try_clone()?)
         .stderr(port)
         .status()
