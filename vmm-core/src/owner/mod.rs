@@ -100,7 +100,7 @@ pub enum OwnerError {
     Exec(#[from] crate::cpr::exec::arrive::ArriveError),
     /// A file.
     #[error(transparent)]
-    Reboot(#[from] crate::cpr::reboot::load::RebootError),
+    Reboot(#[from] crate::cpr::reboot::error::RebootError),
     /// The monitor.
     #[error(transparent)]
     Monitor(#[from] crate::monitor::server::MonitorError),

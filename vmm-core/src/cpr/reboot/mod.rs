@@ -6,12 +6,16 @@
 //! 4. Where RAM would not outlive its process, it goes into the file if that is asked for ([`copy`]).
 //! 5. Or the kernel preserves it for the next one, and the state with it ([`liveupdate`](super::liveupdate)).
 //! 6. Several guests may have parts of one DAX device ([`parts`]).
-//! 7. [`save`] and [`load`] are the two sides; `medium` is what the first one saves to. [`waiting`] says whether there is anything to load.
+//! 7. [`save`] and [`load`] are the two sides; `medium` is what the first one saves to, and `found` what the second one finds there.
+//!    [`waiting`] says whether there is anything to load, [`mod@error`] why it is not, and `outage` how long its guest stood.
 
 pub mod copy;
+pub mod error;
 pub mod file;
+mod found;
 pub mod load;
 mod medium;
+mod outage;
 pub mod parts;
 mod place;
 pub mod save;

@@ -5,8 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
+use super::error::{RebootError, Refusal};
 use super::file::{self, FileError, Saved};
-use super::load::RebootError;
 use super::parts::{self, PartsError};
 use super::place::{Place, state_file};
 use super::stamp::{RamStamp, Stamp, StampError};
@@ -22,29 +22,7 @@ use crate::memory::{MemoryError, RamBlock, RamBlockState, RamKind, is_in_memory}
 pub fn find(name: &str, directory: &Path) -> Result<Option<Place>, RebootError> {
     let file = state_file(directory, name);
     let in_file = match saved_in(&file)? {
-        Some(Saved { state, ram }) => {
-            let path = file.display().to_string();
-            let format = |source| RebootError::Format { path: path.clone(), source };
-            let reader = StateReader::parse(&state).map_err(format)?;
-            let MachineState { config, .. } = reader.peek(0).map_err(format)?;
-            let found =
-                MachineConfig::from_toml(&config).map_or_else(|_| String::new(), |config| config.name);
-            if found != name {
-                return Err(RebootError::OtherGuest { path, found, expected: name.into() });
-            }
-            stamp_of(&reader, ram).and_then(|(stamp, expected)| is_offered(&stamp, &expected)).or_else(
-                |unknown| match unknown {
-                    Unknown::Format(source) => Err(format(source)),
-                    Unknown::Stamp(source) => not_waiting(source)
-                        .map_err(|source| RebootError::Stamp { path: path.clone(), source }),
-                    Unknown::Ram(source) if ended_with_memory(&source, &reader) => Ok(false),
-                    Unknown::Ram(source) => {
-                        Err(RebootError::Ram { path: path.clone(), source: source.into() })
-                    }
-                    Unknown::NoRam => Err(RebootError::NoRam { path: path.clone() }),
-                },
-            )?
-        }
+        Some(saved) => waits(name, saved).map_err(|why| why.of(file.display()))?,
         None => false,
     };
     match (liveupdate::is_waiting(name)?, in_file) {
@@ -55,14 +33,27 @@ pub fn find(name: &str, directory: &Path) -> Result<Option<Place>, RebootError> 
     }
 }
 
+/// Whether a guest of this name waits for what was read of its file.
+fn waits(name: &str, Saved { state, ram }: Saved) -> Result<bool, Refusal> {
+    let reader = StateReader::parse(&state)?;
+    let MachineState { config, .. } = reader.peek(0)?;
+    let found = MachineConfig::from_toml(&config).map_or_else(|_| String::new(), |config| config.name);
+    if found != name {
+        return Err(Refusal::OtherGuest { found, expected: name.into() });
+    }
+    match offered(&reader, ram) {
+        Err(Refusal::Stamp(why)) => Ok(not_waiting(why)?),
+        Err(Refusal::Ram(why)) if ended_with_memory(&why, &reader) => Ok(false),
+        known => known.map(|_| true),
+    }
+}
+
 /// Whether a saved guest waits in what has this name, which is then not to be written over: nobody could load it any more. One that was
 /// loaded, whose RAM is gone or has run on, or that is no state file, is nobody's.
 pub fn waits_in(path: &Path) -> Result<bool, FileError> {
     let Some(Saved { state, ram }) = saved_in(path)? else { return Ok(false) };
     Ok(match StateReader::parse(&state) {
-        Ok(reader) => stamp_of(&reader, ram)
-            .and_then(|(stamp, expected)| is_offered(&stamp, &expected))
-            .unwrap_or(false),
+        Ok(reader) => offered(&reader, ram).is_ok(),
         // Another build's.
         Err(FormatError::FormatVersion { .. }) => true,
         Err(_) => false,
@@ -72,29 +63,25 @@ pub fn waits_in(path: &Path) -> Result<bool, FileError> {
 /// Gives a saved guest of this name up, wherever it waits: nobody can load it after this. One in a file is only looked for if there is a
 /// directory.
 pub fn give_up(name: &str, directory: Option<&Path>) -> Result<(), RebootError> {
-    let claim = |path: String, stamp: &Stamp| {
-        let claimed = stamp.ownership().claim();
-        // Nobody enters it.
-        drop(claimed.map_err(|source| RebootError::Ownership { path: path.clone(), source })?);
-        tracing::warn!("the guest that waited in {path} is given up");
-        stamp.persist().map_err(|source| RebootError::Stamp { path, source: StampError::Io(source) })
-    };
     if liveupdate::is_waiting(name)? {
-        let visit = liveupdate::find(name)?;
-        let path = Place::LiveUpdate(name.into()).to_string();
-        let stamp = Stamp::open(&visit.state, 0, PAGE_SIZE);
-        claim(path.clone(), &stamp.map_err(|source| RebootError::Stamp { path, source })?)?;
+        let (place, visit) = (Place::LiveUpdate(name.into()), liveupdate::find(name)?);
+        let stamp = Stamp::open(&visit.state, 0, PAGE_SIZE).map_err(Refusal::from);
+        stamp.and_then(|stamp| take_away(&stamp, &place)).map_err(|why| why.of(&place))?;
     }
     let Some(file) = directory.map(|directory| state_file(directory, name)) else { return Ok(()) };
     let Some(Saved { state, ram }) = saved_in(&file)? else { return Ok(()) };
     // What cannot be read is nobody's to load, and what has run on neither.
     let Ok(reader) = StateReader::parse(&state) else { return Ok(()) };
-    match stamp_of(&reader, ram) {
-        Ok((stamp, expected)) if is_offered(&stamp, &expected).is_ok_and(|offered| offered) => {
-            claim(file.display().to_string(), &stamp)
-        }
-        _ => Ok(()),
-    }
+    let Ok(stamp) = offered(&reader, ram) else { return Ok(()) };
+    let place = Place::File(file);
+    take_away(&stamp, &place).map_err(|why| why.of(&place))
+}
+
+/// Claims a guest that nobody enters.
+fn take_away(stamp: &Stamp, place: &Place) -> Result<(), Refusal> {
+    drop(stamp.ownership().claim()?);
+    tracing::warn!("the guest that waited in {place} is given up");
+    Ok(stamp.persist().map_err(StampError::Io)?)
 }
 
 /// What is in a file, if there is one.
@@ -106,27 +93,16 @@ fn saved_in(path: &Path) -> Result<Option<Saved>, FileError> {
     }
 }
 
-/// Why it is not known whether a guest waits.
-enum Unknown {
-    Format(FormatError),
-    Stamp(StampError),
-    Ram(MemoryError),
-    NoRam,
-}
-
-/// The stamp that goes with a state, and what must be in it.
-fn stamp_of(reader: &StateReader, ram: Option<(File, Range<u64>)>) -> Result<(Stamp, RamStamp), Unknown> {
-    let expected = reader.peek::<RamStamp>(0).map_err(Unknown::Format)?;
+/// The stamp of a guest that waits for its state to be loaded.
+fn offered(reader: &StateReader, ram: Option<(File, Range<u64>)>) -> Result<Stamp, Refusal> {
+    let expected = reader.peek::<RamStamp>(0)?;
     let stamp = if let Some((file, _)) = ram {
-        Stamp::open(&file, 0, PAGE_SIZE)
+        Stamp::open(&file, 0, PAGE_SIZE)?
     } else {
-        parts::stamp_of(&ram_of(reader)?, Uuid(expected.uuid)).transpose().ok_or(Unknown::NoRam)?
+        parts::stamp_of(&ram_of(reader)?, Uuid(expected.uuid))?.ok_or(Refusal::NoRam)?
     };
-    Ok((stamp.map_err(Unknown::Stamp)?, expected))
-}
-
-fn is_offered(stamp: &Stamp, expected: &RamStamp) -> Result<bool, Unknown> {
-    stamp.check(expected).map(|()| true).map_err(Unknown::Stamp)
+    stamp.check(&expected)?;
+    Ok(stamp)
 }
 
 /// Whether a stamp says that no guest waits for this state.
@@ -158,16 +134,16 @@ fn ended_with_memory(why: &MemoryError, reader: &StateReader) -> bool {
     why.is_not_found() && directory.is_some_and(|directory| is_in_memory(&directory))
 }
 
-fn memory_of(reader: &StateReader) -> Result<MemoryConfig, Unknown> {
-    let MachineState { config, .. } = reader.peek(0).map_err(Unknown::Format)?;
-    Ok(MachineConfig::from_toml(&config).map_err(|_| Unknown::NoRam)?.memory)
+fn memory_of(reader: &StateReader) -> Result<MemoryConfig, Refusal> {
+    let MachineState { config, .. } = reader.peek(0)?;
+    Ok(MachineConfig::from_toml(&config).map_err(|_| Refusal::NoRam)?.memory)
 }
 
 /// The RAM of a saved guest, if it is where its configuration says, and nobody runs on it.
-fn ram_of(reader: &StateReader) -> Result<RamBlock, Unknown> {
+fn ram_of(reader: &StateReader) -> Result<RamBlock, Refusal> {
     let memory = memory_of(reader)?;
-    let state = main_ram(reader).ok_or(Unknown::NoRam)?;
-    RamBlock::reopen(&memory, &state).map_err(Unknown::Ram)
+    let state = main_ram(reader).ok_or(Refusal::NoRam)?;
+    RamBlock::reopen(&memory, &state).map_err(|why| Refusal::Ram(why.into()))
 }
 
 /// What is written of a guest's main RAM.
