@@ -121,6 +121,9 @@ impl Shared {
             let set = self.parameters().cpr_exec_command.clone();
             blockers.extend(executable(exec_command.as_ref().unwrap_or(&set)).err());
         }
+        if *mode == Mode::CprReboot && fate == RamFate::Stays {
+            blockers.extend(no_part_for(guest));
+        }
         if *kexec {
             blockers.extend(ends_with_the_kernel(guest, *mode, fate));
         }
@@ -414,6 +417,12 @@ fn unwritable(file: &Path, kexec: bool) -> Option<Blocker> {
         },
     };
     Some(Blocker::new("state file", why))
+}
+
+/// What keeps the guest from being told of in the DAX device that it has a part of.
+fn no_part_for(guest: &Machine) -> Option<Blocker> {
+    let why = reboot::parts::check(guest.ram_block()?, guest.config().uuid).err()?;
+    Some(Blocker::new("pc.ram", why.to_string()))
 }
 
 /// What of the guest ends with the host's kernel, and must not where that goes into another one meanwhile.

@@ -121,30 +121,23 @@ pub fn make_room(ram: &RamBlock, waiting: Waiting) -> Result<(), StampError> {
 
 /// Puts a guest that is about to be saved in the table, if it has a part of a device. It runs, and its RAM is locked.
 pub fn enter(ram: &RamBlock, guest: Uuid) -> Result<(), PartsError> {
-    let Some((device, part)) =
-        Device::of(ram).and_then(|device| device.part_of(guest).map(|part| (device, part)))
-    else {
-        return Ok(());
-    };
+    let Some((device, part)) = Device::with_part(ram, guest) else { return Ok(()) };
     let device = device.lock()?;
-    let mut table = device.table()?.unwrap_or_default();
-    table.remove(&part.extent);
-    if table.is_full() {
-        table.retain(|part| device.0.is_taken(part));
-    }
-    if table.is_full() {
-        return Err(PartsError::Full { device: device.0.name.clone() });
-    }
+    let mut table = device.table_with_room(&part)?;
     table.insert(part);
     device.write(&mut table)
+}
+
+/// Whether it could be put there.
+pub fn check(ram: &RamBlock, guest: Uuid) -> Result<(), PartsError> {
+    let Some((device, part)) = Device::with_part(ram, guest) else { return Ok(()) };
+    device.lock()?.table_with_room(&part).map(drop)
 }
 
 /// The stamp of a saved guest's RAM, whose it must be by the device's table if it is in a part of one. None for RAM that has no stamp.
 pub fn stamp_of(ram: &RamBlock, guest: Uuid) -> Result<Option<Stamp>, StampError> {
     let Some(StampLocation { file, offset, granularity }) = ram.stamp_location() else { return Ok(None) };
-    if let Some(device) = Device::of(ram)
-        && let Some(part) = device.part_of(guest)
-    {
+    if let Some((device, part)) = Device::with_part(ram, guest) {
         let device = device.lock()?;
         if !device.table()?.is_some_and(|table| table.parts().contains(&part)) {
             return Err(PartsError::NotThere { device: device.0.name.clone(), part }.into());
@@ -167,10 +160,12 @@ impl<'a> Device<'a> {
         Some(Self { name, last: ram.last_unit()?, extent: ram.extent() })
     }
 
-    fn part_of(&self, guest: Uuid) -> Option<Part> {
-        match self.extent {
+    /// With a guest's part of it; none where the guest has all of it.
+    fn with_part(ram: &'a RamBlock, guest: Uuid) -> Option<(Self, Part)> {
+        let device = Self::of(ram)?;
+        match device.extent {
             Extent::All => None,
-            Extent::Part(extent) => Some(Part { extent: extent.clone(), guest }),
+            Extent::Part(extent) => Some((device, Part { extent: extent.clone(), guest })),
         }
     }
 
@@ -262,6 +257,19 @@ impl Locked<'_> {
             Unreadable::Io(source) => self.0.io("reading")(source),
             Unreadable::Is(found) => PartsError::Unreadable { device: self.0.name.clone(), found },
         })
+    }
+
+    /// The table without what is in a part's place, and with room for that.
+    fn table_with_room(&self, part: &Part) -> Result<Table, PartsError> {
+        let mut table = self.table()?.unwrap_or_default();
+        table.remove(&part.extent);
+        if table.is_full() {
+            table.retain(|part| self.0.is_taken(part));
+        }
+        if table.is_full() {
+            return Err(PartsError::Full { device: self.0.name.clone() });
+        }
+        Ok(table)
     }
 
     fn write(&self, table: &mut Table) -> Result<(), PartsError> {

@@ -99,7 +99,13 @@ impl Table {
             Some(_) => page(last)?,
             None => Page::new_zeroed(),
         };
-        let (at, sequence) = self.found.map_or((0, 1), |(at, sequence)| (1 - at, sequence + 1));
+        let (at, sequence) = match self.found {
+            None => (0, 1),
+            Some((at, sequence)) => {
+                let next = sequence.checked_add(1);
+                (1 - at, next.ok_or_else(|| io::Error::other("it cannot be written once more"))?)
+            }
+        };
         page.halves[at] = Half::of(&self.parts, sequence);
         last.write(page.as_bytes())?;
         if self.found.is_none() {
@@ -190,6 +196,8 @@ fn page(last: &StampLocation) -> io::Result<Page> {
 mod tests {
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -296,5 +304,46 @@ mod tests {
         assert!(table.is_full());
         table.write(&last).unwrap();
         assert_eq!(read(&last).len(), MOST);
+    }
+
+    /// A number that a table may have for one of units, or any.
+    fn units() -> impl Strategy<Value = u64> {
+        prop_oneof![4 => (0..120u64).prop_map(|units| units * UNIT), 1 => any::<u64>()]
+    }
+
+    proptest! {
+        /// Whatever a table has that somebody gave its checksum: what is read of it are parts that its device can have.
+        #[test]
+        fn what_is_read_can_be_in_the_device(
+            entries in prop::collection::vec((units(), units(), any::<[u8; 16]>()), 0..4),
+            count in prop_oneof![4 => 0..5u32, 1 => any::<u32>()],
+            sequences in any::<[u64; 2]>(),
+        ) {
+            let last = last();
+            let mut page = Page::new_zeroed();
+            (page.magic, page.version) = (stamp::MAGIC, VERSION.into());
+            for (half, sequence) in page.halves.iter_mut().zip(sequences) {
+                for (entry, &(start, length, guest)) in half.entries.iter_mut().zip(&entries) {
+                    *entry = Entry { start: start.into(), length: length.into(), guest };
+                }
+                (half.count, half.sequence) = (count.into(), sequence.into());
+                half.crc = half.sum();
+            }
+            last.write(page.as_bytes()).unwrap();
+            match Table::read(&last) {
+                Ok(table) => {
+                    let table = table.unwrap();
+                    let mut end = 0;
+                    for Part { extent, .. } in table.parts() {
+                        prop_assert!(end <= extent.start && extent.start < extent.end && extent.end <= last.offset);
+                        prop_assert!(extent.start % UNIT == 0 && extent.end % UNIT == 0);
+                        end = extent.end;
+                    }
+                    prop_assert_eq!(table.parts().len(), count as usize);
+                }
+                Err(Unreadable::Is(what)) => prop_assert_eq!(what, "of another device"),
+                Err(Unreadable::Io(error)) => prop_assert!(false, "{}", error),
+            }
+        }
     }
 }

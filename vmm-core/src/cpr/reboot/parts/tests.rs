@@ -80,6 +80,15 @@ fn guests_side_by_side_are_saved_and_each_is_loaded_from_its_part_only() {
 }
 
 #[test]
+fn whether_a_guest_could_be_saved_is_told_without_a_trace() {
+    let (device, place) = (device(), (4, Some(0)));
+    let ram = boot(&device, place).unwrap();
+    check(&ram, A).unwrap();
+    check(&boot(&device, (4, Some(5))).unwrap(), B).unwrap();
+    assert!(matches!(stamp_of(&ram, A), Err(StampError::Parts(PartsError::NotThere { .. }))));
+}
+
+#[test]
 fn guests_that_run_exclude_each_other_whatever_they_have() {
     let device = device();
     let a = boot(&device, (4, Some(5))).unwrap();
@@ -232,7 +241,9 @@ fn as_many_guests_wait_in_a_device_as_its_table_has_room_for() {
     let place = |at: usize| (1, Some(2 * at as u64));
     let states: Vec<_> = (0..MOST).map(|at| save(boot(&device, place(at)).unwrap(), A)).collect();
     let one_more = boot(&device, place(MOST)).unwrap();
-    assert!(said(enter(&one_more, B)).contains("63 parts in which guests run or wait"));
+    for refused in [enter(&one_more, B), check(&one_more, B)] {
+        assert!(said(refused).contains("63 parts in which guests run or wait"));
+    }
     // One runs again, another is given up.
     let runs = open(device.path(), 1, Some(0)).unwrap();
     let loaded = stamp_of(&runs, A).unwrap().unwrap();
@@ -255,7 +266,9 @@ fn a_guest_that_runs_while_the_table_is_made_anew_can_be_saved() {
     let (device, place) = (device(), (4, Some(0)));
     let runs = boot(&device, place).unwrap();
     device.as_file().write_all_at(&[0xff; 4000], 15 * UNIT + 16).unwrap();
-    assert!(said(enter(&runs, A)).contains("table of parts is damaged"));
+    for refused in [enter(&runs, A), check(&runs, A)] {
+        assert!(said(refused).contains("table of parts is damaged"));
+    }
     boot_with(&device, (4, Some(8)), Waiting::Discarded).unwrap();
     load(&device, place, &save(runs, A)).unwrap();
 }
