@@ -55,6 +55,15 @@ impl Drop for Precedence {
     }
 }
 
+/// Has this process, which one that goes before others may have started, have the share that others have.
+pub fn as_usual() {
+    if nice_of(0).is_ok_and(|nice| nice == NICE)
+        && let Err(error) = set_nice(0, 0)
+    {
+        tracing::warn!("going back to nice level 0: {error}");
+    }
+}
+
 /// Puts this thread behind others, for good.
 pub fn stand_back() {
     if let Err(error) = set_nice(0, BEHIND) {
