@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use vmm_core::cpr::exec::arrive::ArriveError;
 use vmm_core::cpr::transfer::target::TargetError;
 use vmm_core::owner::{Ended, Options, Owner, OwnerError};
@@ -17,6 +18,7 @@ pub fn resume(resume: Resume) -> anyhow::Result<ExitCode> {
         // It was only asked whether it could, and it could.
         Err(OwnerError::Transfer(TargetError::Probe)) => Ok(ExitCode::SUCCESS),
         Err(OwnerError::Exec(ArriveError::GuestEnded)) => Ok(ended(Ended::GuestEnded)),
+        Err(OwnerError::Reboot(why)) => Err(why).context("nothing was loaded, and what waits is as it was"),
         result => Ok(ended(result?)),
     }
 }
