@@ -220,3 +220,30 @@ fn a_kernel_message_counts_unless_the_run_without_a_handover_shows_its_class() {
     report.messages_without = Some(vec!["stall: rcu: another one".into()]);
     assert!(judge(&scenario(), &report).is_passed());
 }
+
+#[test]
+fn the_wall_clock_of_a_guest_that_sleeps_may_be_set_right() {
+    let mut scenario = scenario();
+    scenario.guest.agent = true;
+    let mut report = good();
+    report.steps[0].wall_drift = 900.0;
+    assert!(judge(&scenario, &report).is_passed());
+    report.steps[0].wall_drift = 2900.0;
+    fails(&scenario, &report, "wall clock went +2900 ms");
+    report.steps[0].wall_drift = 0.0;
+    report.steps[0].drift = 900.0;
+    fails(&scenario, &report, "monotonic clock went +900 ms");
+}
+
+#[test]
+fn a_connection_that_is_silent_at_the_end_is_doubtful_and_one_that_broke_is_wrong() {
+    let judged = |messages, broken: Option<&str>| {
+        let net = NetReport { messages, broken: broken.map(str::to_owned), ..NetReport::default() };
+        let (mut verdict, step) = (Verdict::default(), scenario().steps[0].to_string());
+        peer(&scenario(), &[PeerReport { step, net }], &mut verdict);
+        (verdict.wrong.len(), verdict.doubtful.len())
+    };
+    assert_eq!(judged(9, None), (0, 0));
+    assert_eq!(judged(0, None), (0, 1));
+    assert_eq!(judged(9, Some("reset")), (1, 0));
+}
