@@ -11,7 +11,7 @@
 //! 6. With `guest.root=vda`, that disk's own init takes over, and this program is a service of it ([`userland`]): the
 //!    network, the power button and the serial port are that userland's.
 //!
-//! Options on the kernel's command line: `guest.load=mem,cpu,rng` (what load), `guest.mem=256` (MiB of patterns),
+//! Options on the kernel's command line: `guest.load=mem,cpu,rng` (what load), `guest.nice=0` (at which nice level), `guest.mem=256` (MiB of patterns),
 //! `guest.rate=10` (numbered lines a second), `guest.console=ttyS0` (which terminal), `guest.disks=vda,vdb:ext4` (disks
 //! to put load on), `guest.net=192.0.2.2` (eth0's address, where messages are answered), `guest.vsock=on` (they are
 //! on AF_VSOCK, too), `guest.edu=msi` or `intx` (the educational device is put under load), `guest.mediated=on` (a mediated serial card is),
@@ -107,12 +107,18 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         thread::spawn(move || heartbeat::run(&beats.heartbeats[cpu], &beats.clocks, cpu));
         if options.load_cpu {
             let load = Arc::clone(&watch);
-            thread::spawn(move || registers::run(&load.registers, &load.clocks, cpu));
+            thread::spawn(move || {
+                setup::nice(options.nice);
+                registers::run(&load.registers, &load.clocks, cpu);
+            });
         }
         if options.load_memory {
             let load = Arc::clone(&watch);
             let bytes = options.memory_mib * (1 << 20) / cpus;
-            thread::spawn(move || memory::run(&load.memory, bytes, cpu));
+            thread::spawn(move || {
+                setup::nice(options.nice);
+                memory::run(&load.memory, bytes, cpu);
+            });
         }
     }
     if options.load_rng {

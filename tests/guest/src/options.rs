@@ -13,6 +13,8 @@ pub struct Options {
     pub load_cpu: bool,
     /// Whether the entropy device is read without end.
     pub load_rng: bool,
+    /// The nice level of both.
+    pub nice: i32,
     /// MiB of memory patterns.
     pub memory_mib: usize,
     /// Numbered lines a second.
@@ -53,6 +55,7 @@ impl Options {
             load_memory: true,
             load_cpu: true,
             load_rng: false,
+            nice: 0,
             memory_mib: 256,
             rate: 10,
             console: "ttyS0".into(),
@@ -74,6 +77,7 @@ impl Options {
                     options.load_rng = value.split(',').any(|load| load == "rng");
                 }
                 "guest.console" => value.clone_into(&mut options.console),
+                "guest.nice" => options.nice = value.parse().unwrap_or(options.nice),
                 "guest.mem" => options.memory_mib = value.parse().unwrap_or(options.memory_mib),
                 "guest.rate" => options.rate = value.parse().unwrap_or(options.rate).clamp(1, 1000),
                 "guest.disks" => options.disks = Named::list(value),
@@ -107,7 +111,7 @@ mod tests {
     #[test]
     fn options_are_read_among_the_kernels_own() {
         let options = Options::from_cmdline(
-            "console=ttyS0 guest.load=mem,rng guest.mem=64 quiet guest.rate=0 guest.console=hvc0 guest.root=vda guest.edu=intx guest.mediated=on guest.agent=on\n",
+            "console=ttyS0 guest.load=mem,rng guest.mem=64 guest.nice=10 quiet guest.rate=0 guest.console=hvc0 guest.root=vda guest.edu=intx guest.mediated=on guest.agent=on\n",
         );
         assert_eq!(
             options,
@@ -115,6 +119,7 @@ mod tests {
                 load_memory: true,
                 load_cpu: false,
                 load_rng: true,
+                nice: 10,
                 memory_mib: 64,
                 rate: 1,
                 console: "hvc0".into(),

@@ -20,6 +20,12 @@ pub fn pin(cpu: usize) {
     }
 }
 
+/// Gives the calling thread a nice level.
+pub fn nice(level: i32) {
+    // SAFETY: takes no pointers, and 0 names the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, level) };
+}
+
 /// Lets real-time threads run for as long as they want. A guest's clock goes on while it is paused, and its scheduler charges
 /// that time to whoever ran at that moment, unless it counts it as stolen: a real-time thread would be held back for as long again, and
 /// an ordinary one until each other that wants to run has had as much. So whoever answers, or writes to the console that answers go
