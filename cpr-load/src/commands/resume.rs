@@ -18,7 +18,7 @@ pub fn resume(resume: Resume) -> anyhow::Result<ExitCode> {
         // It was only asked whether it could, and it could.
         Err(OwnerError::Transfer(TargetError::Probe)) => Ok(ExitCode::SUCCESS),
         Err(OwnerError::Exec(ArriveError::GuestEnded)) => Ok(ended(Ended::GuestEnded)),
-        Err(OwnerError::Reboot(why)) => Err(why).context("nothing was loaded, and what waits is as it was"),
+        Err(OwnerError::Reboot(why)) => Err(why).context("nothing was loaded, and no guest was touched"),
         result => Ok(ended(result?)),
     }
 }
