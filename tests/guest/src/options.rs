@@ -13,7 +13,7 @@ pub struct Options {
     pub load_cpu: bool,
     /// Whether the entropy device is read without end.
     pub load_rng: bool,
-    /// The nice level of both.
+    /// The nice level of what keeps memory and CPUs busy.
     pub nice: i32,
     /// MiB of memory patterns.
     pub memory_mib: usize,

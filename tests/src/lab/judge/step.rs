@@ -1,9 +1,10 @@
 //! What in a step of a report is wrong.
 
 use super::verdict::Verdict;
-use crate::lab::net::NetReport;
+use crate::lab::net::{NetReport, PING_EVERY};
 use crate::lab::report::StepReport;
 use crate::lab::scenario::{Margins, Mode, Scenario, Step};
+use crate::lab::steps::milliseconds;
 use crate::lab::vsock::VsockReport;
 
 /// By how many milliseconds Linux sets its wall clock right, by its host's, each time that it has slept: the ticks that it lost while it
@@ -97,8 +98,8 @@ fn network(step: &StepReport, net: &NetReport, before: Before, margins: Margins,
                 .push(format!("{name}: no {what} came for {gap:.0} ms, allowed are {allowed:.0} ms"));
         }
     }
-    // A ping is sent every 2 ms: so many may be lost as the guest stood still for, or as it paid for a pause.
-    let excused = ((still + step.paused + before.paused) / 2.0).ceil() as u64;
+    // So many may be lost as are sent while the guest stood still, or while it paid for a pause.
+    let excused = ((still + step.paused + before.paused) / milliseconds(PING_EVERY)).ceil() as u64;
     if net.lost > excused {
         verdict.doubtful.push(format!("{name}: {} pings were lost, {excused} by the downtime", net.lost));
     }

@@ -37,13 +37,14 @@ fn take(
         FoundRam::Copied(copied) => {
             // That takes all processors, for as long as there is RAM.
             drop(precedence.take());
-            fill(place, &mut incoming, copied, overrides.lazy.as_ref())?
+            let arrival = fill(place, &mut incoming, copied, overrides.lazy.as_ref())?;
+            if arrival.is_none() {
+                watch.lap("fill RAM");
+            }
+            arrival
         }
         FoundRam::InPlace | FoundRam::Preserved { .. } => None,
     };
-    if matches!(ram, FoundRam::Copied(_)) && arrival.is_none() {
-        watch.lap("fill RAM");
-    }
     let clock: ClockState = reader.peek(0)?;
     let loaded = incoming
         .load(&mut reader, &mut watch)
