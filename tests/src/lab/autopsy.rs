@@ -44,8 +44,13 @@ pub struct Holder {
 }
 
 impl Holder {
+    /// Of a guest that this process has, whose RAM is there, or in a memfd.
+    pub fn find(pid: u32, ram: Option<&Path>) -> Result<Self> {
+        ram.map_or_else(|| Self::of_process(pid), Self::open)
+    }
+
     /// A file or a DAX device.
-    pub fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         let length = match file.metadata()?.len() {
             0 => dax::size(path)?,
@@ -55,7 +60,7 @@ impl Holder {
     }
 
     /// The largest memory without a name that a process has open.
-    pub fn of_process(pid: u32) -> Result<Self> {
+    fn of_process(pid: u32) -> Result<Self> {
         let directory = PathBuf::from(format!("/proc/{pid}/fd"));
         let entries = fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))?;
         let nameless = entries.flatten().map(|entry| entry.path()).filter(|path| {

@@ -37,10 +37,8 @@ pub struct Owner {
     /// The first of its devices that is the host's, until it is asked back.
     device: Option<String>,
     /// Where its RAM is, unless in a memfd.
-    ram: PathBuf,
-    /// Whether its RAM goes into the file when it is saved to one.
-    copied: bool,
-    /// Whether it runs before all of that is read.
+    ram: Option<PathBuf>,
+    /// Whether it runs before all of its RAM is read that was in a file.
     lazy: bool,
     /// Whether it is saved to no file, and its RAM is kept by the kernel.
     live_update: bool,
@@ -58,13 +56,10 @@ impl Owner {
         first: usize,
         meeting: Option<Arc<Meeting>>,
     ) -> Result<Self> {
-        let ram = ram(name, guest);
         let offset = guest.dax_offset_mib.map_or_else(String::new, |mib| format!(",offset={mib}M"));
-        let backing = match guest.backing {
-            Backing::Memfd => "memfd".to_owned(),
-            Backing::File => format!("file,path={}", ram.display()),
-            Backing::Dax => format!("dax,path={}{offset}", ram.display()),
-        };
+        let path =
+            ram(name, guest).map_or_else(String::new, |ram| format!(",path={}{offset}", ram.display()));
+        let backing = format!("{}{path}", guest.backing);
         let (arguments, given) = arguments(name, guest, first, &backing)?;
         let process = load(name, &arguments, 0, false)?;
         drop(given);
@@ -75,7 +70,6 @@ impl Owner {
 
     /// The first process of a guest's under this kernel.
     fn of(name: &'static str, guest: &Guest, process: Child, meeting: Option<Arc<Meeting>>) -> Self {
-        let (ram, copied) = (ram(name, guest), guest.backing == Backing::Memfd);
         let (live_update, suspends) = (guest.live_update, guest.agent);
         Self {
             name,
@@ -83,8 +77,7 @@ impl Owner {
             started: 1,
             confined: false,
             device: None,
-            ram,
-            copied,
+            ram: ram(name, guest),
             lazy: guest.lazy,
             live_update,
             suspends,
@@ -136,7 +129,7 @@ impl Owner {
         // Its agent would not answer.
         self.suspends = false;
         let file = state_file(self.name);
-        let ram = if self.copied { Holder::of_process(self.pid()) } else { Holder::open(&self.ram) };
+        let ram = Holder::find(self.pid(), self.ram.as_deref());
         self.save_to(&file)?;
         if let Err(error) = ram.and_then(|ram| autopsy::print(&file, &ram)) {
             println!("where its vCPUs stand is not known: {error:#}");
@@ -266,11 +259,16 @@ impl Owner {
         Ok(loaded)
     }
 
+    /// Whether its RAM goes into the file when it is saved to one.
+    fn is_copied(&self) -> bool {
+        self.ram.is_none()
+    }
+
     fn save_to(&mut self, file: &Path) -> Result<()> {
         let to = format!("file:{}", file.display());
-        let copied: &[&str] = if self.copied { &["--copy-ram"] } else { &[] };
+        let copied: &[&str] = if self.is_copied() { &["--copy-ram"] } else { &[] };
         let said = save(&[&["reboot", self.name, "--to", &to][..], copied, self.suspend()].concat())?;
-        if self.copied {
+        if self.is_copied() {
             let (ram, length) = (&said["report"]["ram-copied"], fs::metadata(file)?.len());
             let phases = phases(&said)?;
             let took = phases.iter().find(|time| time.phase == "copy RAM").map_or(0, |time| time.us / 1000);
@@ -412,7 +410,7 @@ impl Machine for Owner {
 
     fn save(&mut self) -> Result<()> {
         if self.leads() {
-            let copied: &[&str] = if self.copied && !self.live_update { &["--copy-ram"] } else { &[] };
+            let copied: &[&str] = if self.is_copied() && !self.live_update { &["--copy-ram"] } else { &[] };
             let to = if self.live_update { "luo:".to_owned() } else { format!("dir:{}", kexec::KEPT) };
             let how = [&["reboot", "--all", "--kexec", "--to", &to], copied, self.suspend()].concat();
             let said = save(&how)?;

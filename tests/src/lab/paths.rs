@@ -49,10 +49,11 @@ pub fn tty_log(name: &str) -> PathBuf {
 }
 
 /// Where a guest has its RAM, unless in a memfd.
-pub fn ram(name: &str, guest: &Guest) -> PathBuf {
+pub fn ram(name: &str, guest: &Guest) -> Option<PathBuf> {
     match guest.backing {
-        Backing::Dax => dax::device_of(name, guest),
-        Backing::File | Backing::Memfd => Path::new("/dev/shm").join(name),
+        Backing::Dax => Some(dax::device_of(name, guest)),
+        Backing::File => Some(Path::new("/dev/shm").join(name)),
+        Backing::Memfd => None,
     }
 }
 

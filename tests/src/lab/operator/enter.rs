@@ -128,14 +128,10 @@ fn disk_of(name: &str, index: usize) -> String {
 
 /// A guest's configuration file.
 fn configuration(name: &str, guest: &Guest) -> String {
-    let backing = match guest.backing {
-        Backing::Memfd => "{ type = 'memfd' }".to_owned(),
-        backing @ (Backing::File | Backing::Dax) => {
-            let kind = if backing == Backing::Dax { "dax" } else { "file" };
-            let offset = guest.dax_offset_mib.map_or_else(String::new, |mib| format!(", offset = '{mib}M'"));
-            format!("{{ type = '{kind}', path = '{}'{offset} }}", paths::ram(name, guest).display())
-        }
-    };
+    let offset = guest.dax_offset_mib.map_or_else(String::new, |mib| format!(", offset = '{mib}M'"));
+    let path = paths::ram(name, guest)
+        .map_or_else(String::new, |ram| format!(", path = '{}'{offset}", ram.display()));
+    let backing = format!("{{ type = '{}'{path} }}", guest.backing);
     let (socket, log) = (serial(name), serial_log(name));
     let (port, console) = match guest.console {
         Terminal::Serial => (format!("unix:{}", socket.display()), String::new()),

@@ -13,7 +13,7 @@ use crate::lab::autopsy::{self, Holder};
 use crate::lab::commands::until_within;
 use crate::lab::kexec;
 use crate::lab::paths::{self, GUESTS};
-use crate::lab::scenario::{Backing, Guest, Scenario};
+use crate::lab::scenario::{Guest, Scenario};
 
 /// For a host to take its guests down.
 const DOWN_WITHIN: Duration = Duration::from_mins(5);
@@ -74,14 +74,12 @@ fn show_threads(name: &str) {
 /// Where a guest's vCPUs stand, if its RAM is where that can be seen: it is saved for that.
 fn show_vcpus(name: &str, guest: &Guest) {
     let saved = || {
-        let ram = if guest.backing == Backing::Memfd {
-            Holder::of_process(systemctl_show(&format!("cpr@{name}.service"), "MainPID")?.parse()?)?
-        } else {
-            Holder::open(&paths::ram(name, guest))?
-        };
+        let pid = systemctl_show(&format!("cpr@{name}.service"), "MainPID")?.parse()?;
+        let path = paths::ram(name, guest);
+        let ram = Holder::find(pid, path.as_deref())?;
         let state = Path::new(KEPT).join(format!("{name}.autopsy"));
         let to = format!("file:{}", state.display());
-        let copied = (guest.backing == Backing::Memfd).then_some("--copy-ram");
+        let copied = path.is_none().then_some("--copy-ram");
         let words = ["reboot", name, "--to", &to].into_iter().chain(copied);
         must("cpr-save", &words.collect::<Vec<_>>())?;
         autopsy::print(&state, &ram)

@@ -1,5 +1,7 @@
 //! What a guest is made of.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::Kernel;
@@ -184,6 +186,16 @@ pub enum Backing {
     File,
     /// Memory that the host sets aside, and its next kernel, too.
     Dax,
+}
+
+impl fmt::Display for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memfd => "memfd",
+            Self::File => "file",
+            Self::Dax => "dax",
+        })
+    }
 }
 
 #[cfg(test)]
